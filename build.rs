@@ -1,0 +1,39 @@
+//! Compiles `proto/` and writes the descriptor set that reflection serves. Pure Rust: no `protoc` is needed.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
+
+const PROTOS: [&str; 3] = [
+    "proto/verdict/v1/event.proto",
+    "proto/verdict/v1/service.proto",
+    "proto/verdict/v1/admin.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("verdict.bin"), descriptors.encode_to_vec())?;
+
+    let mut messages = tonic_prost_build::Config::new();
+    messages.enable_type_names();
+
+    tonic_prost_build::configure()
+        // Written by hand in `src/proto.rs`: it carries an event as the bytes that lie in the log.
+        .extern_path(
+            ".verdict.v1.SubscribeResponse",
+            "crate::proto::SubscribeResponse",
+        )
+        .bytes(".verdict.v1.IngestRequest.payload")
+        .bytes(".verdict.v1.Delivery.payload")
+        // Their `Debug` would show what identifies a person; `src/proto.rs` has one that does not.
+        .skip_debug([
+            ".verdict.v1.PersonalData",
+            ".verdict.v1.IngestRequest",
+            ".verdict.v1.Header",
+            ".verdict.v1.Delivery",
+        ])
+        .compile_fds_with_config(descriptors, messages)?;
+    Ok(())
+}

@@ -1,0 +1,462 @@
+//! The configuration: one TOML file over the defaults, the environment over both, checked in full before anything is
+//! opened.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use config::{Environment as EnvironmentSource, File, FileFormat};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::{
+    proto::Environment,
+    provider::{
+        self, PROVIDERS, Provider,
+        jwe::{DecryptionKey, KeyError},
+        signature::{Scheme, Secret},
+    },
+    source::{Counts, Source},
+};
+
+const DEFAULTS: &str = include_str!("config.default.toml");
+
+/// Variables of the environment, so that tests need not change those of the process.
+pub type Variables = HashMap<String, String>;
+
+/// The whole configuration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The listener and its limits.
+    pub server: ServerConfig,
+    /// The log.
+    pub log: LogConfig,
+    /// Where webhooks come from.
+    #[serde(default)]
+    pub sources: Vec<SourceConfig>,
+}
+
+/// The listener and its limits. See `config.default.toml` for what each is for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented where users read it, in config.default.toml")]
+pub struct ServerConfig {
+    pub grpc_listen: SocketAddr,
+    pub insecure: bool,
+    pub max_payload_bytes: usize,
+    pub max_headers: usize,
+    pub max_header_bytes: usize,
+    pub max_concurrent_ingests: usize,
+    pub max_concurrent_streams_per_connection: u32,
+    pub keepalive_interval_seconds: u64,
+    pub keepalive_timeout_seconds: u64,
+    pub shutdown_grace_seconds: u64,
+}
+
+/// The log.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// Which implementation.
+    pub kind: LogKind,
+    /// The directory of the embedded log.
+    pub path: PathBuf,
+}
+
+/// The implementations of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogKind {
+    /// On local disk.
+    Embedded,
+    /// Forgotten at exit.
+    Memory,
+}
+
+/// One source, as it is written in the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    provider: String,
+    #[serde(default = "default_account")]
+    account: String,
+    #[serde(default)]
+    environment: EnvironmentName,
+    secrets: Vec<SecretConfig>,
+    #[serde(default)]
+    decryption_keys: Vec<SecretConfig>,
+    /// Empty means the provider's default scheme.
+    #[serde(default)]
+    schemes: Vec<String>,
+    #[serde(default = "default_tolerance_seconds")]
+    tolerance_seconds: u64,
+    #[serde(default)]
+    keep_unverified: bool,
+    #[serde(default)]
+    options: BTreeMap<String, bool>,
+}
+
+/// The account of a source that names none, and of an Ingest call that names none.
+pub const DEFAULT_ACCOUNT: &str = "default";
+
+fn default_account() -> String {
+    DEFAULT_ACCOUNT.to_owned()
+}
+
+fn default_tolerance_seconds() -> u64 {
+    300
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum EnvironmentName {
+    #[default]
+    Live,
+    Sandbox,
+}
+
+/// Where a secret comes from: a file or the environment, never the configuration itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SecretConfig {
+    id: String,
+    env: Option<String>,
+    file: Option<PathBuf>,
+}
+
+/// What is wrong with the configuration, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A value is missing, unknown or of the wrong type.
+    #[error("{0}")]
+    Value(#[from] config::ConfigError),
+    /// There is nothing to take webhooks from.
+    #[error("no [[sources]] are configured; README.md shows one")]
+    NoSources,
+    /// The listener would be open to anyone.
+    #[error(
+        "server.grpc_listen = \"{0}\" is not loopback, and this version has neither TLS nor authentication; \
+         set server.insecure = true to listen there all the same"
+    )]
+    NotLoopback(SocketAddr),
+    /// A limit that would stop everything.
+    #[error("server.{0} must be at least 1")]
+    Zero(&'static str),
+    /// Something is wrong with a source.
+    #[error("source {provider}/{account}: {error}")]
+    Source {
+        /// The provider of the source.
+        provider: String,
+        /// The account of the source.
+        account: String,
+        /// What is wrong.
+        error: SourceError,
+    },
+}
+
+/// What is wrong with a source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No such provider.
+    #[error("unknown provider; verdict knows {0}")]
+    UnknownProvider(String),
+    /// Configured before.
+    #[error("configured twice")]
+    Twice,
+    /// A scheme that the provider does not have.
+    #[error("unknown scheme {scheme:?}; {known} can be accepted")]
+    UnknownScheme {
+        /// The scheme.
+        scheme: String,
+        /// The schemes of the provider.
+        known: String,
+    },
+    /// A switch that the provider does not have.
+    #[error("unknown option {0:?}")]
+    UnknownOption(String),
+    /// Not there yet.
+    #[error("keep_unverified is not supported by this version")]
+    KeepUnverified,
+    /// Nothing to verify with.
+    #[error("no secrets are configured")]
+    NoSecrets,
+    /// Nothing to decrypt with.
+    #[error("the provider encrypts its payloads, but no decryption_keys are configured")]
+    NoDecryptionKeys,
+    /// Nothing to decrypt.
+    #[error("decryption_keys are configured, but the provider does not encrypt")]
+    NotEncrypted,
+    /// Two secrets or keys with one id.
+    #[error("the id {0:?} is used twice")]
+    IdTwice(String),
+    /// Neither or both places to read from.
+    #[error("secret {0:?}: name either env or file")]
+    SecretPlace(String),
+    /// The variable is not set.
+    #[error("secret {id:?}: the environment variable {variable} is not set")]
+    SecretVariable {
+        /// The secret.
+        id: String,
+        /// The variable.
+        variable: String,
+    },
+    /// The file cannot be read.
+    #[error("secret {id:?}: cannot read {}: {source}", path.display())]
+    SecretFile {
+        /// The secret.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file or variable is empty.
+    #[error("secret {0:?} is empty")]
+    SecretEmpty(String),
+    /// Not a private key.
+    #[error("decryption key {id:?}: {error}")]
+    DecryptionKey {
+        /// The key.
+        id: String,
+        /// What is wrong.
+        error: KeyError,
+    },
+}
+
+/// A configuration that can be run: checked, with its secrets read.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The listener and its limits.
+    pub server: ServerConfig,
+    /// The log.
+    pub log: LogConfig,
+    /// The sources.
+    pub sources: Vec<Source>,
+}
+
+/// Reads the configuration and everything that it refers to.
+pub fn load(path: Option<&Path>, variables: &Variables) -> Result<Loaded, ConfigError> {
+    let text = match path {
+        Some(path) => fs::read_to_string(path).map_err(|source| ConfigError::File {
+            path: path.to_owned(),
+            source,
+        })?,
+        None => String::new(),
+    };
+    parse(&text, variables)?.check(variables)
+}
+
+/// Reads a configuration file's text, with the defaults under it and the environment over it.
+pub fn parse(text: &str, variables: &Variables) -> Result<Config, ConfigError> {
+    let overrides = EnvironmentSource::with_prefix("VERDICT")
+        .prefix_separator("__")
+        .separator("__")
+        .try_parsing(true)
+        .source(Some(variables.clone()));
+    let config = config::Config::builder()
+        .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
+        .add_source(File::from_str(text, FileFormat::Toml))
+        .add_source(overrides)
+        .build()?;
+    Ok(config.try_deserialize()?)
+}
+
+impl Config {
+    /// Checks what types cannot, and reads the secrets.
+    pub fn check(self, variables: &Variables) -> Result<Loaded, ConfigError> {
+        self.server.check()?;
+        if self.sources.is_empty() {
+            return Err(ConfigError::NoSources);
+        }
+        let mut seen = BTreeSet::new();
+        let mut sources = Vec::new();
+        for source in self.sources {
+            let (provider, account) = (source.provider.clone(), source.account.clone());
+            let loaded = if seen.insert((provider.clone(), account.clone())) {
+                source.load(variables)
+            } else {
+                Err(SourceError::Twice)
+            };
+            sources.push(loaded.map_err(|error| ConfigError::Source {
+                provider,
+                account,
+                error,
+            })?);
+        }
+        Ok(Loaded {
+            server: self.server,
+            log: self.log,
+            sources,
+        })
+    }
+}
+
+impl ServerConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        if !self.grpc_listen.ip().is_loopback() && !self.insecure {
+            return Err(ConfigError::NotLoopback(self.grpc_listen));
+        }
+        let limits = [
+            ("max_payload_bytes", self.max_payload_bytes as u64),
+            ("max_headers", self.max_headers as u64),
+            ("max_header_bytes", self.max_header_bytes as u64),
+            ("max_concurrent_ingests", self.max_concurrent_ingests as u64),
+            (
+                "max_concurrent_streams_per_connection",
+                self.max_concurrent_streams_per_connection.into(),
+            ),
+            ("keepalive_interval_seconds", self.keepalive_interval_seconds),
+            ("keepalive_timeout_seconds", self.keepalive_timeout_seconds),
+        ];
+        match limits.iter().find(|(_, limit)| *limit == 0) {
+            Some((name, _)) => Err(ConfigError::Zero(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl SourceConfig {
+    fn load(self, variables: &Variables) -> Result<Source, SourceError> {
+        let provider = provider::find(&self.provider).ok_or_else(|| {
+            SourceError::UnknownProvider(list(PROVIDERS.iter().map(|provider| provider.name())))
+        })?;
+        if self.keep_unverified {
+            return Err(SourceError::KeepUnverified);
+        }
+        if let Some(unknown) = self
+            .options
+            .keys()
+            .find(|name| !provider.options().contains(&name.as_str()))
+        {
+            return Err(SourceError::UnknownOption(unknown.clone()));
+        }
+        let options: BTreeSet<String> = self
+            .options
+            .into_iter()
+            .filter_map(|(name, on)| on.then_some(name))
+            .collect();
+
+        let secrets = read_all(&self.secrets, variables)?
+            .into_iter()
+            .map(|(id, value)| Secret::new(id, value.to_vec()))
+            .collect::<Vec<_>>();
+        if secrets.is_empty() {
+            return Err(SourceError::NoSecrets);
+        }
+        let decryption_keys = read_all(&self.decryption_keys, variables)?
+            .into_iter()
+            .map(|(id, pem)| {
+                DecryptionKey::from_pem(id.clone(), &pem)
+                    .map_err(|error| SourceError::DecryptionKey { id, error })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let plaintext = options.contains(provider::ALLOW_PLAINTEXT);
+        match decryption_keys.is_empty() {
+            true if provider.encrypted() && !plaintext => {
+                return Err(SourceError::NoDecryptionKeys);
+            }
+            false if !provider.encrypted() => return Err(SourceError::NotEncrypted),
+            _ => {}
+        }
+
+        Ok(Source {
+            schemes: schemes(provider, &self.schemes)?,
+            provider,
+            account: self.account,
+            environment: match self.environment {
+                EnvironmentName::Live => Environment::Live,
+                EnvironmentName::Sandbox => Environment::Sandbox,
+            },
+            secrets,
+            decryption_keys,
+            tolerance: Duration::from_secs(self.tolerance_seconds),
+            options,
+            counts: Counts::default(),
+        })
+    }
+}
+
+/// The schemes with these names; the provider's default when there are none.
+fn schemes(
+    provider: &'static dyn Provider,
+    names: &[String],
+) -> Result<Vec<&'static Scheme>, SourceError> {
+    if names.is_empty() {
+        return Ok(provider.schemes().iter().take(1).collect());
+    }
+    let known = provider.schemes();
+    let find = |name: &String| {
+        let scheme = known.iter().find(|scheme| scheme.name == name.as_str());
+        scheme.ok_or_else(|| SourceError::UnknownScheme {
+            scheme: name.clone(),
+            known: list(known.iter().map(|scheme| scheme.name)),
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// Reads secrets, each with its id.
+fn read_all(
+    configs: &[SecretConfig],
+    variables: &Variables,
+) -> Result<Vec<(String, Zeroizing<Vec<u8>>)>, SourceError> {
+    let mut ids = BTreeSet::new();
+    let mut secrets = Vec::new();
+    for config in configs {
+        if !ids.insert(&config.id) {
+            return Err(SourceError::IdTwice(config.id.clone()));
+        }
+        secrets.push((config.id.clone(), config.read(variables)?));
+    }
+    Ok(secrets)
+}
+
+impl SecretConfig {
+    /// Reads the secret, without the line break that ends it.
+    fn read(&self, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+        let id = || self.id.clone();
+        let mut value = Zeroizing::new(match (&self.env, &self.file) {
+            (Some(variable), None) => variables
+                .get(variable)
+                .ok_or_else(|| SourceError::SecretVariable {
+                    id: id(),
+                    variable: variable.clone(),
+                })?
+                .clone()
+                .into_bytes(),
+            (None, Some(path)) => fs::read(path).map_err(|source| SourceError::SecretFile {
+                id: id(),
+                path: path.clone(),
+                source,
+            })?,
+            _ => return Err(SourceError::SecretPlace(id())),
+        });
+        if value.ends_with(b"\n") {
+            value.pop();
+        }
+        if value.ends_with(b"\r") {
+            value.pop();
+        }
+        if value.is_empty() {
+            return Err(SourceError::SecretEmpty(id()));
+        }
+        Ok(value)
+    }
+}

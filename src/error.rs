@@ -1,0 +1,75 @@
+//! The one list of reasons that callers of verdict can be given.
+
+use tonic::Code as GrpcCode;
+
+/// Why a call failed, as the caller may know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// No such provider or account is configured.
+    SourceNotFound,
+    /// The log holds no such event.
+    EventNotFound,
+    /// There is no evidence under this id.
+    DeliveryNotFound,
+    /// The webhook was not proved genuine. There is one answer for all causes.
+    SignatureInvalid,
+    /// The payload is larger than allowed.
+    PayloadTooLarge,
+    /// A field is missing or malformed.
+    InvalidRequest,
+    /// The cursor is of another log, or of a place that the log does not hold.
+    CursorOutOfRange,
+    /// A limit of ours is reached.
+    Overloaded,
+    /// The log cannot be written or read.
+    LogUnavailable,
+    /// The server is shutting down.
+    Draining,
+}
+
+impl Code {
+    /// The reason in `google.rpc.ErrorInfo`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::SourceNotFound => "SOURCE_NOT_FOUND",
+            Self::EventNotFound => "EVENT_NOT_FOUND",
+            Self::DeliveryNotFound => "DELIVERY_NOT_FOUND",
+            Self::SignatureInvalid => "SIGNATURE_INVALID",
+            Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
+            Self::InvalidRequest => "INVALID_REQUEST",
+            Self::CursorOutOfRange => "CURSOR_OUT_OF_RANGE",
+            Self::Overloaded => "OVERLOADED",
+            Self::LogUnavailable => "LOG_UNAVAILABLE",
+            Self::Draining => "DRAINING",
+        }
+    }
+
+    /// The gRPC status.
+    pub fn grpc(self) -> GrpcCode {
+        match self {
+            Self::SourceNotFound | Self::EventNotFound | Self::DeliveryNotFound => {
+                GrpcCode::NotFound
+            }
+            Self::SignatureInvalid | Self::PayloadTooLarge | Self::InvalidRequest => {
+                GrpcCode::InvalidArgument
+            }
+            Self::CursorOutOfRange => GrpcCode::OutOfRange,
+            Self::Overloaded => GrpcCode::ResourceExhausted,
+            Self::LogUnavailable | Self::Draining => GrpcCode::Unavailable,
+        }
+    }
+
+    /// Whether the same call may succeed a little later.
+    pub fn retryable(self) -> bool {
+        match self {
+            Self::Overloaded | Self::LogUnavailable | Self::Draining => true,
+            Self::SourceNotFound
+            | Self::EventNotFound
+            | Self::DeliveryNotFound
+            | Self::SignatureInvalid
+            | Self::PayloadTooLarge
+            | Self::InvalidRequest
+            | Self::CursorOutOfRange => false,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The few functions that belong to the vocabulary of events: their ids, their encoding, their JSON.
+//!
+//! The messages themselves are generated from `proto/`; adapters build them directly.
+
+use bytes::{Bytes, BytesMut};
+use prost::{Message, Name};
+use prost_reflect::{DynamicMessage, SerializeOptions};
+use sha2::{Digest, Sha256};
+use uuid::{Uuid, uuid};
+
+use crate::proto::{self, VerificationEvent, verification_event::Detail};
+
+/// The version of verdict, as written into every event that it normalizes.
+pub const NORMALIZER_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The namespace of event ids: the UUIDv5 of `verdict.v1/event` in the URL namespace. It must never change.
+const EVENT_NAMESPACE: Uuid = uuid!("08fa7e8a-2b81-5383-88b2-abbe691a7d37");
+
+/// The namespace of quarantine ids: the UUIDv5 of `verdict.v1/quarantine` in the URL namespace. It must never change.
+const QUARANTINE_NAMESPACE: Uuid = uuid!("00464659-b2c3-5eff-b077-378b06384a3f");
+
+/// What makes two deliveries the same event. Made from signed content only, so that nobody but the provider can
+/// choose it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdempotencyKey {
+    /// The provider's id of the event, from inside the signed bytes.
+    ProviderEventId(String),
+    /// Signed fields that together tell one event from all others.
+    Fields(Vec<String>),
+    /// The SHA-256 of the signed bytes.
+    SignedBytes([u8; 32]),
+}
+
+/// The id of an event: the UUIDv5 of provider, account and key.
+pub fn event_id(provider: &str, account: &str, key: &IdempotencyKey) -> Uuid {
+    let mut name = Name5::new(provider, account);
+    match key {
+        IdempotencyKey::ProviderEventId(id) => {
+            name.push(b"id");
+            name.push(id.as_bytes());
+        }
+        IdempotencyKey::Fields(fields) => {
+            name.push(b"fields");
+            for field in fields {
+                name.push(field.as_bytes());
+            }
+        }
+        IdempotencyKey::SignedBytes(sha256) => {
+            name.push(b"sha256");
+            name.push(sha256);
+        }
+    }
+    name.uuid(&EVENT_NAMESPACE)
+}
+
+/// The id of a quarantined delivery: the UUIDv5 of provider, account and the SHA-256 of what the signature proves.
+pub fn quarantine_id(provider: &str, account: &str, content_sha256: &[u8; 32]) -> Uuid {
+    let mut name = Name5::new(provider, account);
+    name.push(content_sha256);
+    name.uuid(&QUARANTINE_NAMESPACE)
+}
+
+/// The name that a UUIDv5 is made of: its parts, each after its length, so that no two lists of parts make the same
+/// name.
+struct Name5(Vec<u8>);
+
+impl Name5 {
+    fn new(provider: &str, account: &str) -> Self {
+        let mut name = Self(Vec::with_capacity(128));
+        name.push(provider.as_bytes());
+        name.push(account.as_bytes());
+        name
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        self.0.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        self.0.extend_from_slice(part);
+    }
+
+    fn uuid(&self, namespace: &Uuid) -> Uuid {
+        Uuid::new_v5(namespace, &self.0)
+    }
+}
+
+/// What tells the verifications of all providers and accounts apart, for the log. `None` for an event without one.
+pub fn verification_key(event: &VerificationEvent) -> Option<[u8; 32]> {
+    let Some(Detail::Verification(verification)) = &event.detail else {
+        return None;
+    };
+    let source = event.source.as_ref()?;
+    let mut name = Name5::new(&source.provider, &source.account);
+    name.push(verification.verification_id.as_bytes());
+    Some(Sha256::digest(&name.0).into())
+}
+
+/// An event as it lies in the log: two byte strings, because not everyone may see the second.
+///
+/// Protobuf messages merge by concatenation, so `event` followed by `personal_data` is the whole event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedEvent {
+    /// The event without personal data.
+    pub event: Bytes,
+    /// An event that holds personal data and nothing else. Empty when there is none.
+    pub personal_data: Bytes,
+}
+
+impl EncodedEvent {
+    /// The event with the fields that only the log can know.
+    pub fn placed(&self, revision: u64, late: bool) -> Self {
+        let place = VerificationEvent {
+            revision,
+            late,
+            ..Default::default()
+        };
+        let mut event = BytesMut::with_capacity(self.event.len() + place.encoded_len());
+        event.extend_from_slice(&self.event);
+        place
+            .encode(&mut event)
+            .expect("the buffer grows as it must");
+        Self {
+            event: event.freeze(),
+            personal_data: self.personal_data.clone(),
+        }
+    }
+
+    /// The event as one byte string, with its personal data only if asked for.
+    pub fn to_bytes(&self, with_personal_data: bool) -> Bytes {
+        if with_personal_data && !self.personal_data.is_empty() {
+            [&self.event[..], &self.personal_data].concat().into()
+        } else {
+            self.event.clone()
+        }
+    }
+}
+
+/// Encodes an event, with its personal data apart.
+pub fn encode(mut event: VerificationEvent) -> EncodedEvent {
+    let personal_data = VerificationEvent {
+        personal_data: event.personal_data.take(),
+        ..Default::default()
+    };
+    EncodedEvent {
+        event: event.encode_to_vec().into(),
+        personal_data: personal_data.encode_to_vec().into(),
+    }
+}
+
+/// A message of `verdict.v1` in the canonical JSON mapping of protobuf, on one line.
+pub fn to_json<M: Message + Name>(message: &M) -> String {
+    json(message, &serde_json::ser::CompactFormatter)
+}
+
+/// A message of `verdict.v1` in the canonical JSON mapping of protobuf, indented for people.
+pub fn to_pretty_json<M: Message + Name>(message: &M) -> String {
+    json(message, &serde_json::ser::PrettyFormatter::new())
+}
+
+fn json<M, F>(message: &M, formatter: &F) -> String
+where
+    M: Message + Name,
+    F: serde_json::ser::Formatter + Clone,
+{
+    let descriptor = proto::DESCRIPTORS
+        .get_message_by_name(&M::full_name())
+        .expect("every message of verdict.v1 is in the descriptor set");
+    let mut dynamic = DynamicMessage::new(descriptor);
+    dynamic
+        .transcode_from(message)
+        .expect("the message was generated from this descriptor");
+    let mut out = Vec::with_capacity(1024);
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter.clone());
+    let options = SerializeOptions::new().use_proto_field_name(true);
+    dynamic
+        .serialize_with_options(&mut serializer, &options)
+        .expect("timestamps are in range and JSON goes to memory");
+    String::from_utf8(out).expect("serde_json writes UTF-8")
+}

@@ -1,0 +1,126 @@
+//! Which events a subscriber wants.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::proto::{
+    Environment, EventFilter, EventKind, Finality, Outcome, VerificationEvent,
+    verification_event::Detail,
+};
+
+/// Which events to send. An empty set means all.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    providers: HashSet<String>,
+    accounts: HashSet<String>,
+    environments: HashSet<i32>,
+    kinds: HashSet<i32>,
+    outcomes: HashSet<i32>,
+    subject_ids: HashSet<String>,
+    external_ids: HashSet<String>,
+    verification_ids: HashSet<String>,
+    final_only: bool,
+    /// Nothing is asked for, so no event needs to be looked into.
+    everything: bool,
+}
+
+/// A value that no event can have: a mistake of the caller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} holds {value}, which is not one of its values")]
+pub struct FilterError {
+    /// The field of the filter.
+    pub field: &'static str,
+    /// The value.
+    pub value: i32,
+}
+
+impl TryFrom<EventFilter> for Filter {
+    type Error = FilterError;
+
+    fn try_from(filter: EventFilter) -> Result<Self, FilterError> {
+        let everything = filter == EventFilter::default();
+        let EventFilter {
+            providers,
+            accounts,
+            environments,
+            kinds,
+            outcomes,
+            subject_ids,
+            external_ids,
+            verification_ids,
+            final_only,
+        } = filter;
+        Ok(Self {
+            providers: HashSet::from_iter(providers),
+            accounts: HashSet::from_iter(accounts),
+            environments: known::<Environment>("filter.environments", environments)?,
+            kinds: known::<EventKind>("filter.kinds", kinds)?,
+            outcomes: known::<Outcome>("filter.outcomes", outcomes)?,
+            subject_ids: HashSet::from_iter(subject_ids),
+            external_ids: HashSet::from_iter(external_ids),
+            verification_ids: HashSet::from_iter(verification_ids),
+            final_only,
+            everything,
+        })
+    }
+}
+
+/// Values of an enum, without the one that means "not set".
+fn known<E: TryFrom<i32>>(
+    field: &'static str,
+    values: Vec<i32>,
+) -> Result<HashSet<i32>, FilterError> {
+    for value in &values {
+        if *value == 0 || E::try_from(*value).is_err() {
+            let value = *value;
+            return Err(FilterError { field, value });
+        }
+    }
+    Ok(HashSet::from_iter(values))
+}
+
+impl Filter {
+    /// Whether an encoded event is wanted.
+    pub fn matches(&self, event: &Bytes) -> bool {
+        if self.everything {
+            return true;
+        }
+        match VerificationEvent::decode(event.clone()) {
+            Ok(event) => self.matches_event(&event),
+            // We encoded it ourselves. Were it unreadable all the same, the subscriber should see that.
+            Err(_) => true,
+        }
+    }
+
+    fn matches_event(&self, event: &VerificationEvent) -> bool {
+        let source = event.source.clone().unwrap_or_default();
+        let subject = event.subject.clone().unwrap_or_default();
+        let (kind, verification) = match &event.detail {
+            Some(Detail::Verification(verification)) => {
+                (EventKind::Verification, Some(verification))
+            }
+            Some(Detail::SubjectChange(_)) => (EventKind::SubjectChange, None),
+            Some(Detail::CredentialShare(_)) => (EventKind::CredentialShare, None),
+            None => (EventKind::Unspecified, None),
+        };
+        let outcome = verification.map(|verification| verification.outcome);
+        let verification_id = verification.map(|verification| &verification.verification_id);
+        let is_final = verification.is_some_and(|v| v.finality() == Finality::Final);
+        wants(&self.providers, Some(&source.provider))
+            && wants(&self.accounts, Some(&source.account))
+            && wants(&self.environments, Some(&source.environment))
+            && wants(&self.kinds, Some(&kind.into()))
+            && wants(&self.outcomes, outcome.as_ref())
+            && wants(&self.subject_ids, Some(&subject.provider_subject_id))
+            && wants(&self.external_ids, Some(&subject.external_id))
+            && wants(&self.verification_ids, verification_id)
+            && (is_final || !self.final_only)
+    }
+}
+
+/// An empty set wants every value, even none.
+fn wants<T: Eq + std::hash::Hash>(wanted: &HashSet<T>, value: Option<&T>) -> bool {
+    wanted.is_empty() || value.is_some_and(|value| wanted.contains(value))
+}

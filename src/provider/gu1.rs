@@ -1,0 +1,450 @@
+//! Gu1 (Gueno): KYC validations, biometric re-authentication and entity records. Didit is its engine.
+//!
+//! Sources: docs.gu1.ai/en `/webhooks/events/kyc-events`, `/webhooks/events/biometric-events`, `/webhooks/security`,
+//! `/use-cases/kyc/warning-risk-codes`. Three generations of the envelope are taken: `type` with `data`, and `event`
+//! with `payload`, which names the validation `validationId` or `id`.
+//!
+//! Readings of what the pages leave open:
+//! - The signature is taken as bare hex, or hex after `sha256=`; only the body is signed.
+//! - `X-Webhook-ID` is recorded, but not signed and perhaps not stable: an event is recognized by its type, validation,
+//!   status and time, and where it has no time by its bytes.
+//! - `payload.status` rules over `decision`, which may hold an approval inside a rejected session. It must agree with
+//!   the event's name.
+//! - Warnings are reasons only of a rejection or a review.
+//! - A rejected validation that is no longer current was rejected by hand.
+
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Map, Value};
+
+use super::{
+    Normalized, NormalizeError, Provider, ReasonTable, Sample, VerifiedWebhook, Word, didit_risk,
+    json, provider_source, reason_code,
+    signature::{Hash, Key, Recipe, Scheme},
+};
+use crate::{
+    event::IdempotencyKey,
+    proto::{
+        Check, CheckResult, CheckType, Decider, Finality, Outcome, PersonalData, Reason,
+        ReasonCode::*, Subject, SubjectChange, SubjectChangeKind, SubjectType, Verification,
+        VerificationEvent, verification_event::Detail,
+    },
+};
+
+/// The adapter.
+#[derive(Debug)]
+pub(super) struct Gu1;
+
+const SCHEMES: &[Scheme] = &[Scheme {
+    name: "hmac_sha256",
+    hash: Hash::Sha256,
+    key: Key::Text,
+    recipe: Recipe::Body {
+        header: "x-webhook-signature",
+        prefixes: &["", "sha256="],
+    },
+}];
+
+impl Provider for Gu1 {
+    fn name(&self) -> &'static str {
+        "gu1"
+    }
+
+    fn schemes(&self) -> &'static [Scheme] {
+        SCHEMES
+    }
+
+    fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
+        let head: Head = json::parse(webhook.content())?;
+        let event_type = head
+            .event
+            .or(head.event_type)
+            .ok_or_else(|| NormalizeError::missing("event"))?;
+        match Family::of(&event_type)? {
+            Family::Other => Ok(Normalized::Ignored),
+            Family::Entity(kind) => {
+                let body: Body = json::parse(webhook.content())?;
+                let payload = body.payload()?;
+                let detail = Detail::SubjectChange(payload.subject_change(kind));
+                event(webhook, &event_type, head.timestamp, &payload, detail, &payload.id)
+            }
+            Family::Session(outcome) => {
+                let body: Body = json::parse(webhook.content())?;
+                let payload = body.payload()?;
+                payload.agrees(&event_type, outcome)?;
+                let verification = payload.verification(outcome)?;
+                let id = Some(verification.verification_id.clone());
+                let detail = Detail::Verification(verification);
+                event(webhook, &event_type, head.timestamp, &payload, detail, &id)
+            }
+        }
+    }
+
+    fn samples(&self) -> &'static [Sample] {
+        &[
+            Sample {
+                scheme: "hmac_sha256",
+                body: r#"{"event":"kyc.validation_rejected","timestamp":"2026-05-04T12:00:00Z","organizationId":"org-sample","payload":{"id":"9d100000-0000-4000-8000-000000000001","entityId":"e7170000-0000-4000-8000-000000000001","status":"rejected","warnings":["DOCUMENT_EXPIRED"],"decision":{"face_matches":[{"status":"Approved","score":97.5}]},"entity":{"id":"e7170000-0000-4000-8000-000000000001","externalId":"customer-1","name":"Erika Beispiel","type":"person"}}}"#,
+            },
+            Sample {
+                scheme: "hmac_sha256",
+                body: r#"{"event":"biometric.session_approved","timestamp":"2026-05-04T12:01:00Z","organizationId":"org-sample","payload":{"id":"9d100000-0000-4000-8000-000000000002","entityId":"e7170000-0000-4000-8000-000000000001","status":"approved","mode":"face_match","rejectionCode":null,"decision":{"face_match":{"status":"Approved","score":99.2},"liveness":{"status":"Approved","score":98.5}},"entity":{"id":"e7170000-0000-4000-8000-000000000001","externalId":"customer-1","name":"Erika Beispiel","type":"person"}}}"#,
+            },
+        ]
+    }
+}
+
+/// The envelope alone: enough to tell the family, whatever the payloads of other families look like.
+#[derive(Deserialize)]
+struct Head {
+    event: Option<String>,
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    timestamp: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    payload: Option<Payload>,
+    data: Option<Payload>,
+}
+
+impl Body {
+    fn payload(self) -> Result<Payload, NormalizeError> {
+        match (self.payload, self.data) {
+            (Some(payload), None) | (None, Some(payload)) => Ok(payload),
+            (Some(_), Some(_)) => Err(NormalizeError::Contradiction(
+                "both payload and data are given".to_owned(),
+            )),
+            (None, None) => Err(NormalizeError::missing("payload")),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Payload {
+    id: Option<String>,
+    validation_id: Option<String>,
+    entity_id: Option<String>,
+    status: Option<String>,
+    mode: Option<String>,
+    decision: Option<Value>,
+    #[serde(default)]
+    warnings: Option<Vec<Warning>>,
+    extracted_data: Option<Value>,
+    is_current: Option<bool>,
+    rejection_code: Option<String>,
+    rejection_message: Option<String>,
+    entity: Option<Entity>,
+    // An entity event carries the entity itself.
+    external_id: Option<String>,
+    name: Option<String>,
+    #[serde(rename = "type")]
+    entity_type: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entity {
+    id: Option<String>,
+    external_id: Option<String>,
+    name: Option<String>,
+    #[serde(rename = "type")]
+    entity_type: Option<String>,
+}
+
+/// A bare risk code, or the warning of Didit that holds it. Anything else says nothing to us.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Warning {
+    Code(String),
+    Object {
+        risk: String,
+        feature: Option<String>,
+        short_description: Option<String>,
+    },
+    Other(IgnoredAny),
+}
+
+/// What the name of an event stands for.
+#[derive(Clone, Copy)]
+enum Family {
+    /// A validation or a biometric session.
+    Session(Outcome),
+    Entity(SubjectChangeKind),
+    /// Rules, transactions and alerts.
+    Other,
+}
+
+impl Family {
+    fn of(event_type: &str) -> Result<Self, NormalizeError> {
+        let unknown = || NormalizeError::UnknownEventType(Word::new(event_type));
+        let (family, name) = event_type.split_once('.').ok_or_else(unknown)?;
+        match (family, name) {
+            ("entity", "created") => Ok(Self::Entity(SubjectChangeKind::Created)),
+            ("entity", "updated" | "status_changed") => Ok(Self::Entity(SubjectChangeKind::Updated)),
+            ("entity", "deleted") => Ok(Self::Entity(SubjectChangeKind::Deleted)),
+            ("rule", "triggered")
+            | ("transaction", "created" | "updated" | "status_changed")
+            | ("alert", _) => Ok(Self::Other),
+            ("kyc", _) => {
+                let name = name.strip_prefix("validation_").ok_or_else(unknown)?;
+                named_outcome(name).map(Self::Session).ok_or_else(unknown)
+            }
+            ("biometric", _) => {
+                let name = name.strip_prefix("session_").ok_or_else(unknown)?;
+                // A biometric session is never reviewed.
+                named_outcome(name)
+                    .filter(|outcome| *outcome != Outcome::InReview)
+                    .map(Self::Session)
+                    .ok_or_else(unknown)
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// The outcome that the end of an event's name stands for: a status, but `created` for the first one.
+fn named_outcome(name: &str) -> Option<Outcome> {
+    match name {
+        "created" => Some(Outcome::Pending),
+        "pending" => None,
+        status => outcome(status),
+    }
+}
+
+/// The outcome that a status stands for.
+fn outcome(status: &str) -> Option<Outcome> {
+    match status {
+        "pending" => Some(Outcome::Pending),
+        "in_progress" => Some(Outcome::InProgress),
+        "in_review" => Some(Outcome::InReview),
+        "approved" => Some(Outcome::Approved),
+        "rejected" => Some(Outcome::Rejected),
+        "abandoned" => Some(Outcome::Abandoned),
+        "expired" => Some(Outcome::Expired),
+        "cancelled" => Some(Outcome::Cancelled),
+        _ => None,
+    }
+}
+
+fn event(
+    webhook: &VerifiedWebhook,
+    event_type: &str,
+    timestamp: Option<String>,
+    payload: &Payload,
+    detail: Detail,
+    id: &Option<String>,
+) -> Result<Normalized, NormalizeError> {
+    let key = match (&timestamp, id) {
+        (Some(time), Some(id)) => IdempotencyKey::Fields(vec![
+            event_type.to_owned(),
+            id.clone(),
+            payload.status.clone().unwrap_or_default(),
+            time.clone(),
+        ]),
+        _ => IdempotencyKey::SignedBytes(*webhook.content_sha256()),
+    };
+    let event = VerificationEvent {
+        source: provider_source(
+            webhook.unsigned_header("x-webhook-id").unwrap_or_default(),
+            event_type,
+        ),
+        occurred_at: timestamp.as_deref().map(json::timestamp).transpose()?,
+        subject: payload.subject(matches!(detail, Detail::SubjectChange(_))),
+        detail: Some(detail),
+        personal_data: payload.personal_data(),
+        ..Default::default()
+    };
+    Ok(Normalized::event(key, event))
+}
+
+impl Payload {
+    /// Refuses a status that is unknown, or that differs from the event's name.
+    fn agrees(&self, event_type: &str, named: Outcome) -> Result<(), NormalizeError> {
+        let Some(status) = &self.status else {
+            return Ok(());
+        };
+        match outcome(status) {
+            None => Err(NormalizeError::UnknownStatus(Word::new(status))),
+            Some(outcome) if outcome != named => {
+                Err(NormalizeError::disagree(event_type, status))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn verification(&self, outcome: Outcome) -> Result<Verification, NormalizeError> {
+        let id = self.id.as_ref().or(self.validation_id.as_ref());
+        let id = id.ok_or_else(|| NormalizeError::missing("payload.id"))?;
+        let finality = match outcome {
+            Outcome::Pending | Outcome::InProgress | Outcome::InReview => Finality::NotFinal,
+            _ => Finality::Final,
+        };
+        let decided_by = match outcome {
+            Outcome::Rejected if self.is_current == Some(false) => Decider::Human,
+            Outcome::Abandoned => Decider::Subject,
+            Outcome::Cancelled => Decider::Customer,
+            _ => Decider::Unspecified,
+        };
+        Ok(Verification {
+            verification_id: id.clone(),
+            outcome: outcome.into(),
+            provider_outcome: self.status.clone().unwrap_or_default(),
+            finality: finality.into(),
+            decided_by: decided_by.into(),
+            level: self.mode.clone().unwrap_or_default(),
+            checks: self.decision.as_ref().map(checks).unwrap_or_default(),
+            reasons: self.reasons(outcome),
+            ..Default::default()
+        })
+    }
+
+    fn reasons(&self, outcome: Outcome) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        if outcome == Outcome::Rejected
+            && let Some(code) = &self.rejection_code
+        {
+            reasons.push(Reason {
+                code: reason_code(REJECTIONS, code),
+                provider_code: code.clone(),
+                message: self.rejection_message.clone().unwrap_or_default(),
+                ..Default::default()
+            });
+        }
+        if matches!(outcome, Outcome::Rejected | Outcome::InReview) {
+            let warnings = self.warnings.iter().flatten();
+            reasons.extend(warnings.filter_map(Warning::reason));
+        }
+        reasons
+    }
+
+    fn subject_change(&self, kind: SubjectChangeKind) -> SubjectChange {
+        let status = self.status.as_deref().unwrap_or_default();
+        let kind = match (kind, status) {
+            (SubjectChangeKind::Updated, "blocked") => SubjectChangeKind::Suspended,
+            (kind, _) => kind,
+        };
+        SubjectChange {
+            kind: kind.into(),
+            level: String::new(),
+            provider_status: status.to_owned(),
+        }
+    }
+
+    /// Whom the event is about; in an entity event the payload is the entity.
+    fn subject(&self, entity_event: bool) -> Option<Subject> {
+        let own_id = self.id.as_ref().filter(|_| entity_event);
+        let entity = self.entity.as_ref();
+        let id = self.entity_id.as_ref();
+        let id = id.or(entity.and_then(|entity| entity.id.as_ref())).or(own_id)?;
+        let external_id = entity.and_then(|entity| entity.external_id.as_ref());
+        let external_id = external_id.or(self.external_id.as_ref());
+        let entity_type = entity.and_then(|entity| entity.entity_type.as_deref());
+        let entity_type = match entity_type.or(self.entity_type.as_deref()) {
+            Some("person") => SubjectType::Person,
+            Some("company" | "business") => SubjectType::Business,
+            _ => SubjectType::Unspecified,
+        };
+        Some(Subject {
+            provider_subject_id: id.clone(),
+            external_id: external_id.cloned().unwrap_or_default(),
+            r#type: entity_type.into(),
+        })
+    }
+
+    fn personal_data(&self) -> Option<PersonalData> {
+        let name = self.entity.as_ref().and_then(|entity| entity.name.as_ref());
+        let name = name.or(self.name.as_ref());
+        let claims = match &self.extracted_data {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(claims)) => Some(claims.clone()),
+            Some(other) => Some(Map::from_iter([("extractedData".to_owned(), other.clone())])),
+        };
+        if name.is_none() && claims.is_none() {
+            return None;
+        }
+        Some(PersonalData {
+            full_name: name.cloned().unwrap_or_default(),
+            claims: claims.map(json::to_struct),
+            ..Default::default()
+        })
+    }
+}
+
+/// The rejections of a biometric session. The page calls them common: the set is open.
+const REJECTIONS: ReasonTable = &[
+    ("FACE_MATCH_SCORE_LOW", FaceMatchLowConfidence),
+    ("CROSS_ENTITY", FaceDuplicate),
+    ("CAPTURE_DECLINED", CaptureDeclined),
+];
+
+impl Warning {
+    fn reason(&self) -> Option<Reason> {
+        let (risk, feature, message) = match self {
+            Self::Code(risk) => (risk, &None, &None),
+            Self::Object {
+                risk,
+                feature,
+                short_description,
+            } => (risk, feature, short_description),
+            Self::Other(_) => return None,
+        };
+        Some(Reason {
+            code: reason_code(didit_risk::REASONS, risk),
+            provider_code: risk.clone(),
+            message: message.clone().unwrap_or_default(),
+            provider_category: feature.clone().unwrap_or_default(),
+        })
+    }
+}
+
+/// The members of `decision` that are checks: one, or a list of them. Only likenesses are scored from 0 to 100 with
+/// more being better.
+const CHECKS: &[(&str, CheckType, bool)] = &[
+    ("id_verifications", CheckType::Document, false),
+    ("liveness", CheckType::Liveness, true),
+    ("liveness_checks", CheckType::Liveness, true),
+    ("face_match", CheckType::FaceMatch, true),
+    ("face_matches", CheckType::FaceMatch, true),
+    ("aml_screenings", CheckType::Watchlist, false),
+    ("ip_analyses", CheckType::Network, false),
+];
+
+/// The checks of a decision. Its shape is Didit's and not documented by Gu1, so nothing in it is required.
+fn checks(decision: &Value) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for (member, check_type, scored) in CHECKS {
+        let entries = match decision.get(member) {
+            Some(Value::Array(entries)) => entries.as_slice(),
+            Some(entry @ Value::Object(_)) => std::slice::from_ref(entry),
+            _ => continue,
+        };
+        checks.extend(entries.iter().filter_map(|entry| {
+            let status = entry.get("status")?.as_str()?;
+            let score = entry.get("score").and_then(Value::as_f64);
+            let score = score.filter(|score| *scored && (0.0..=100.0).contains(score));
+            Some(Check {
+                r#type: (*check_type).into(),
+                provider_type: (*member).to_owned(),
+                result: check_result(status).into(),
+                provider_result: status.to_owned(),
+                score: score.map(|score| score / 100.0),
+                ..Default::default()
+            })
+        }));
+    }
+    checks
+}
+
+/// Didit's statuses, as they stand inside a decision.
+fn check_result(status: &str) -> CheckResult {
+    match status {
+        "Approved" => CheckResult::Passed,
+        "Declined" => CheckResult::Failed,
+        "In Review" => CheckResult::Inconclusive,
+        "Not Started" | "In Progress" | "Resubmitted" => CheckResult::Pending,
+        "Expired" | "Kyc Expired" | "Abandoned" => CheckResult::NotPerformed,
+        _ => CheckResult::Unspecified,
+    }
+}

@@ -1,0 +1,281 @@
+//! Kayle: passport chip, liveness and face match in the subject's own phone.
+//!
+//! Sources: docs.kayle.id `/webhooks/overview`, `/webhooks/verifying-signatures`, `/webhooks/encryption` and
+//! `/api-reference/webhooks/*`. Every payload is a compact JWE; the signature covers the JWE as it was sent.
+//!
+//! Readings of what the pages leave open:
+//! - Some samples show a signed body of plain JSON. A source accepts one only with `options.allow_plaintext`.
+//! - The rendered sample of the expired event has no `type`. The unsigned `X-Kayle-Event` header is believed for that
+//!   one event, and only over the empty `data` that it has.
+//! - Several `v1` signatures in one header are not documented. One that matches is enough.
+//! - Nothing in a payload tells its time, so `occurred_at` is absent.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{
+    ALLOW_PLAINTEXT, Normalized, NormalizeError, Provider, ReasonTable, Sample, VerifiedWebhook,
+    Word, json, provider_source, reason_code, reasons_of,
+    signature::{Hash, Key, Recipe, Scheme},
+};
+use crate::{
+    event::IdempotencyKey,
+    proto::{
+        Check, CheckResult, CheckType, Decider, Finality, Outcome, PersonalData, Reason,
+        ReasonCode::{self, *}, Retry, Subject, SubjectType, Verification, VerificationEvent,
+        verification_event::Detail,
+    },
+};
+
+/// The adapter.
+#[derive(Debug)]
+pub(super) struct Kayle;
+
+const SCHEMES: &[Scheme] = &[Scheme {
+    name: "v1",
+    hash: Hash::Sha256,
+    key: Key::Text,
+    recipe: Recipe::TimestampedBody {
+        header: "x-kayle-signature",
+    },
+}];
+
+impl Provider for Kayle {
+    fn name(&self) -> &'static str {
+        "kayle"
+    }
+
+    fn schemes(&self) -> &'static [Scheme] {
+        SCHEMES
+    }
+
+    fn encrypted(&self) -> bool {
+        true
+    }
+
+    fn options(&self) -> &'static [&'static str] {
+        &[ALLOW_PLAINTEXT]
+    }
+
+    fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
+        let body: Body = json::parse(webhook.content())?;
+        let event_type = match &body.event_type {
+            Some(event_type) => event_type.clone(),
+            None => untyped(&body, webhook)?.to_owned(),
+        };
+        normalize(body, &event_type)
+    }
+
+    fn samples(&self) -> &'static [Sample] {
+        &[
+            Sample {
+                scheme: "v1",
+                body: r#"{"type":"verification.session.succeeded","metadata":{"contract_version":3,"event_id":"evt_sample_1","verification_session_id":"vs_sample_1"},"data":{"claims":{"kayle_human_id":"human_sample_1","family_name":"Beispiel","given_names":"Erika","age_over_18":true},"selected_field_keys":["family_name","given_names"]}}"#,
+            },
+            Sample {
+                scheme: "v1",
+                body: r#"{"type":"verification.session.failed","metadata":{"contract_version":3,"event_id":"evt_sample_2","verification_session_id":"vs_sample_2"},"data":{"failure_code":"document_anti_cloning_attestation_failed","nfc_tries_used":1,"liveness_tries_used":0}}"#,
+            },
+        ]
+    }
+}
+
+#[derive(Deserialize)]
+struct Body {
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    metadata: Metadata,
+    data: Data,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    event_id: String,
+    verification_session_id: String,
+}
+
+/// The data of all events: each has some of these.
+#[derive(Default, Deserialize, PartialEq)]
+struct Data {
+    claims: Option<Map<String, Value>>,
+    failure_code: Option<String>,
+    nfc_tries_used: Option<u32>,
+    liveness_tries_used: Option<u32>,
+    outcome: Option<String>,
+    reason: Option<String>,
+}
+
+/// The type of an event that does not name it.
+fn untyped(body: &Body, webhook: &VerifiedWebhook) -> Result<&'static str, NormalizeError> {
+    const EXPIRED: &str = "verification.session.expired";
+    let header = webhook.unsigned_header("x-kayle-event");
+    if header == Some(EXPIRED) && body.data == Data::default() {
+        return Ok(EXPIRED);
+    }
+    Err(NormalizeError::missing("type"))
+}
+
+fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError> {
+    use Outcome::{Approved, Cancelled, Expired, InProgress, Rejected};
+    // An attempt that fails leaves the session open: up to three are allowed.
+    let (outcome, word, finality, decided_by) = match event_type {
+        "verification.session.succeeded" | "verification.attempt.succeeded" => {
+            (Approved, "succeeded", Finality::Final, Decider::Automated)
+        }
+        "verification.session.failed" => (Rejected, "failed", Finality::Final, Decider::Automated),
+        "verification.attempt.failed" => {
+            (InProgress, "failed", Finality::NotFinal, Decider::Automated)
+        }
+        "verification.session.expired" => {
+            (Expired, "expired", Finality::Final, Decider::Unspecified)
+        }
+        "verification.session.cancelled" => {
+            (Cancelled, "cancelled", Finality::Final, Decider::Unspecified)
+        }
+        unknown => return Err(NormalizeError::UnknownEventType(Word::new(unknown))),
+    };
+
+    let Data {
+        claims,
+        failure_code,
+        nfc_tries_used,
+        liveness_tries_used,
+        outcome: outcome_word,
+        reason: cancel_reason,
+    } = body.data;
+    if outcome == Approved && failure_code.is_some() {
+        return Err(NormalizeError::disagree(event_type, "failure_code"));
+    }
+    match outcome_word.as_deref() {
+        None | Some("not_verified") => {}
+        Some(unknown) => return Err(NormalizeError::UnknownStatus(Word::new(unknown))),
+    }
+
+    let checks = checks(failure_code.as_deref(), nfc_tries_used, liveness_tries_used);
+    let mut reasons = reasons_of(&checks);
+    reasons.extend(cancel_reason.map(|code| Reason {
+        code: reason_code(CANCEL_REASONS, &code),
+        provider_code: code,
+        ..Default::default()
+    }));
+
+    let event = VerificationEvent {
+        source: provider_source(&body.metadata.event_id, event_type),
+        subject: claims.as_ref().and_then(subject),
+        detail: Some(Detail::Verification(Verification {
+            verification_id: body.metadata.verification_session_id,
+            outcome: outcome.into(),
+            provider_outcome: outcome_word.unwrap_or_else(|| word.to_owned()),
+            finality: finality.into(),
+            retry: match outcome {
+                Rejected => Retry::NotAllowed.into(),
+                _ => Retry::Unspecified.into(),
+            },
+            decided_by: decided_by.into(),
+            checks,
+            reasons,
+            ..Default::default()
+        })),
+        personal_data: claims.map(personal_data),
+        ..Default::default()
+    };
+    let key = IdempotencyKey::ProviderEventId(body.metadata.event_id);
+    Ok(Normalized::event(key, event))
+}
+
+/// The retries that Kayle allows for the chip and for the face.
+const ATTEMPTS_ALLOWED: u32 = 3;
+
+/// Kayle's failure codes: the check that failed, and why. The names with `passport_` are those before 2026-05-08.
+const FAILURES: &[(&str, CheckType, ReasonCode)] = &[
+    ("document_authenticity_failed", CheckType::DocumentChip, ChipAuthenticityFailed),
+    ("passport_authenticity_failed", CheckType::DocumentChip, ChipAuthenticityFailed),
+    ("document_active_authentication_failed", CheckType::DocumentChip, ChipCloneSuspected),
+    ("passport_active_authentication_failed", CheckType::DocumentChip, ChipCloneSuspected),
+    ("document_chip_authentication_failed", CheckType::DocumentChip, ChipAuthenticityFailed),
+    ("passport_chip_authentication_failed", CheckType::DocumentChip, ChipAuthenticityFailed),
+    // These two end the session at once, whatever the counters say.
+    ("document_anti_cloning_attestation_failed", CheckType::DeviceAttestation, DeviceAttestationFailed),
+    ("passport_anti_cloning_attestation_failed", CheckType::DeviceAttestation, DeviceAttestationFailed),
+    ("document_data_invalid", CheckType::DocumentData, DocumentDataInvalid),
+    ("liveness_failed", CheckType::Liveness, LivenessFailed),
+    ("selfie_face_mismatch", CheckType::FaceMatch, FaceMismatch),
+];
+
+/// Why a session was cancelled. Kayle does not tell who did it, the customer or the subject.
+const CANCEL_REASONS: ReasonTable = &[
+    ("cancelled", Other),
+    ("cancelled_after_failed_check", Other),
+    ("privacy_cancelled_after_terminal_failure", PrivacyWithdrawal),
+    ("privacy_cancelled_after_terminal_success", PrivacyWithdrawal),
+];
+
+/// The check that failed, and the checks whose retries were counted. Of a counted check that did not fail Kayle does
+/// not say how it ended.
+fn checks(failure_code: Option<&str>, nfc_tries: Option<u32>, liveness_tries: Option<u32>) -> Vec<Check> {
+    let counted = |check_type: CheckType, provider_type: &str, tries: Option<u32>| {
+        tries.map(|tries| Check {
+            r#type: check_type.into(),
+            provider_type: provider_type.to_owned(),
+            attempts_used: Some(tries),
+            attempts_allowed: Some(ATTEMPTS_ALLOWED),
+            ..Default::default()
+        })
+    };
+    let mut checks: Vec<Check> = [
+        counted(CheckType::DocumentChip, "nfc", nfc_tries),
+        counted(CheckType::Liveness, "liveness", liveness_tries),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+
+    let Some(code) = failure_code else {
+        return checks;
+    };
+    let (check_type, reason_code) = FAILURES
+        .iter()
+        .find(|(known, ..)| *known == code)
+        .map_or((CheckType::Other, Other), |(_, check_type, reason)| (*check_type, *reason));
+    let failed = match checks.iter().position(|c| c.r#type() == check_type) {
+        Some(index) => &mut checks[index],
+        None => {
+            checks.push(Check {
+                r#type: check_type.into(),
+                ..Default::default()
+            });
+            checks.last_mut().expect("a check was pushed just now")
+        }
+    };
+    failed.set_result(CheckResult::Failed);
+    failed.provider_result = code.to_owned();
+    failed.reasons = vec![Reason {
+        code: reason_code.into(),
+        provider_code: code.to_owned(),
+        ..Default::default()
+    }];
+    checks
+}
+
+/// The subject, if it agreed to be recognized: the id is one of the claims that it may share.
+fn subject(claims: &Map<String, Value>) -> Option<Subject> {
+    let id = claims.get("kayle_human_id")?.as_str()?;
+    Some(Subject {
+        provider_subject_id: id.to_owned(),
+        external_id: String::new(),
+        r#type: SubjectType::Person.into(),
+    })
+}
+
+fn personal_data(claims: Map<String, Value>) -> PersonalData {
+    let text = |name: &str| {
+        let value = claims.get(name).and_then(Value::as_str);
+        value.unwrap_or_default().to_owned()
+    };
+    PersonalData {
+        given_name: text("given_names"),
+        family_name: text("family_name"),
+        claims: Some(json::to_struct(claims)),
+        ..Default::default()
+    }
+}

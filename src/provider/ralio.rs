@@ -1,0 +1,373 @@
+//! Ralio: KYC sessions of users and of the people behind a business.
+//!
+//! Sources: doc.raliopay.com `/introduction` and `/webhooks-events/*`. Three generations of the payload are taken:
+//! `id`/`event` with checks in words (2025), the same with checks in integers (early 2026), and
+//! `eventId`/`eventType` (newest).
+//!
+//! Readings of what the pages leave open:
+//! - The signature is taken to be hex over the raw body; the pages say only "HMAC-SHA256 over the complete payload".
+//! - A check's state other than 1, 2, `Validated` and `Refused` is kept in `provider_result` with no result of ours.
+//! - The event's name decides the outcome, never the state of a check.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{
+    Normalized, NormalizeError, Provider, ReasonTable, Sample, VerifiedWebhook, Word,
+    json::{self, TextOrNumber},
+    provider_source, reason_code, reasons_of,
+    signature::{Hash, Key, Recipe, Scheme},
+};
+use crate::{
+    event::IdempotencyKey,
+    proto::{
+        Check, CheckResult, CheckType, Decider, Finality, Outcome, PersonalData, Reason,
+        ReasonCode::*, Subject, SubjectChange, SubjectChangeKind, SubjectType, Verification,
+        VerificationEvent, verification_event::Detail,
+    },
+};
+
+/// The adapter.
+#[derive(Debug)]
+pub(super) struct Ralio;
+
+const SCHEMES: &[Scheme] = &[Scheme {
+    name: "hmac_sha256",
+    hash: Hash::Sha256,
+    key: Key::Text,
+    recipe: Recipe::Body {
+        header: "x-signature",
+        prefixes: &[""],
+    },
+}];
+
+impl Provider for Ralio {
+    fn name(&self) -> &'static str {
+        "ralio"
+    }
+
+    fn schemes(&self) -> &'static [Scheme] {
+        SCHEMES
+    }
+
+    fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
+        let body: Body = json::parse(webhook.content())?;
+        let event_type = one_of("eventType", body.event_type, body.event)?;
+        let event_id = one_of("eventId", body.event_id, body.id)?;
+        let (detail, subject_type) = match session(&event_type) {
+            Some(session) => (Detail::Verification(session.verification(&body.data)?), None),
+            None => {
+                let (change, subject_type) = level_change(&event_type, &body.data)?;
+                (Detail::SubjectChange(change), subject_type)
+            }
+        };
+        let event = VerificationEvent {
+            source: provider_source(&event_id, &event_type),
+            occurred_at: Some(json::timestamp(&body.timestamp)?),
+            subject: body.data.subject(subject_type),
+            detail: Some(detail),
+            personal_data: body.data.personal_data(),
+            ..Default::default()
+        };
+        Ok(Normalized::event(IdempotencyKey::ProviderEventId(event_id), event))
+    }
+
+    fn samples(&self) -> &'static [Sample] {
+        &[
+            Sample {
+                scheme: "hmac_sha256",
+                body: r#"{"eventId":"0d5c6f4e-0000-4000-8000-000000000001","eventType":"kyc_session_verified","timestamp":"2026-05-04T09:30:00.000Z","data":{"sessionId":"7a1b0000-0000-4000-8000-000000000001","userId":"c0ffee00-0000-4000-8000-000000000001","entityType":"user"}}"#,
+            },
+            Sample {
+                scheme: "hmac_sha256",
+                body: r#"{"id":"0d5c6f4e-0000-4000-8000-000000000002","event":"kyc_session_failed","timestamp":"2026-05-04T09:31:00.000Z","data":{"sessionId":"7a1b0000-0000-4000-8000-000000000002","userId":"c0ffee00-0000-4000-8000-000000000002","checks":[{"type":"document-verification","state":"Refused","data":{},"reasons":[{"type":"document","code":"EXPIRED_DOCUMENT","message":"The document has expired"}]}]}}"#,
+            },
+        ]
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    event_id: Option<String>,
+    id: Option<String>,
+    event_type: Option<String>,
+    event: Option<String>,
+    timestamp: String,
+    data: Data,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Data {
+    session_id: Option<String>,
+    user_id: Option<String>,
+    #[serde(rename = "user_id")]
+    user_id_2025: Option<String>,
+    related_party_id: Option<String>,
+    entity_type: Option<String>,
+    #[serde(default)]
+    checks: Vec<SessionCheck>,
+    state: Option<TextOrNumber>,
+    business_user: Option<BusinessUser>,
+    related_party: Option<RelatedParty>,
+    kyc_session: Option<KycSession>,
+}
+
+#[derive(Deserialize)]
+struct SessionCheck {
+    #[serde(rename = "type")]
+    check_type: String,
+    state: TextOrNumber,
+    #[serde(default)]
+    reasons: Vec<CheckReason>,
+}
+
+#[derive(Deserialize)]
+struct CheckReason {
+    #[serde(rename = "type")]
+    reason_type: Option<String>,
+    code: Option<String>,
+    message: Option<String>,
+    category: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct BusinessUser {
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RelatedParty {
+    id: String,
+    status: Option<String>,
+    first_name: Option<String>,
+    last_name: Option<String>,
+    email: Option<String>,
+    phone_number: Option<String>,
+    role_type: Option<String>,
+    nationality: Option<String>,
+    ownership_percentage: Option<Value>,
+    residential_address: Option<Value>,
+}
+
+/// Its `url` lets anyone act as the subject while the session is open, so it is not read.
+#[derive(Deserialize)]
+struct KycSession {
+    id: String,
+}
+
+/// The value of a field that has two names; refused when they differ.
+fn one_of(
+    name: &str,
+    newest: Option<String>,
+    older: Option<String>,
+) -> Result<String, NormalizeError> {
+    match (newest, older) {
+        (Some(newest), Some(older)) if newest != older => Err(NormalizeError::Contradiction(
+            format!("{name} differs from its older name"),
+        )),
+        (Some(value), _) | (None, Some(value)) => Ok(value),
+        (None, None) => Err(NormalizeError::missing(name)),
+    }
+}
+
+/// What the name of a session event says.
+struct Session {
+    outcome: Outcome,
+    /// Ralio's state of the session, which its pages give for each event.
+    state: &'static str,
+    finality: Finality,
+}
+
+fn session(event_type: &str) -> Option<Session> {
+    let (outcome, state, finality) = match event_type {
+        "kyc_session_verified" => (Outcome::Approved, "VERIFIED", Finality::Final),
+        "kyc_session_failed" => (Outcome::Rejected, "REJECTED", Finality::Final),
+        "kyc_session_manual_review" => (Outcome::InReview, "REVIEW", Finality::NotFinal),
+        "kyc_session_expired" => (Outcome::Expired, "EXPIRED", Finality::Final),
+        "related_party.kyc_session_created" => {
+            (Outcome::Pending, "NOT_STARTED", Finality::NotFinal)
+        }
+        _ => return None,
+    };
+    Some(Session {
+        outcome,
+        state,
+        finality,
+    })
+}
+
+impl Session {
+    fn verification(self, data: &Data) -> Result<Verification, NormalizeError> {
+        let session_id = data.session_id.as_ref();
+        let session_id = session_id.or(data.kyc_session.as_ref().map(|session| &session.id));
+        let checks: Vec<Check> = data.checks.iter().map(check).collect();
+        let refused = checks
+            .iter()
+            .filter(|check| check.result() == CheckResult::Failed);
+        let reasons = match self.outcome {
+            Outcome::Rejected | Outcome::InReview => reasons_of(refused),
+            _ => Vec::new(),
+        };
+        // A check by a human that has ended is how a human decides.
+        let human = checks.iter().any(|check| {
+            check.r#type() == CheckType::ManualReview
+                && matches!(check.result(), CheckResult::Passed | CheckResult::Failed)
+        });
+        let decided_by = match self.outcome {
+            Outcome::Approved | Outcome::Rejected if human => Decider::Human,
+            _ => Decider::Unspecified,
+        };
+        let status = data.related_party.as_ref();
+        let status = status.and_then(|party| party.status.as_deref());
+        Ok(Verification {
+            verification_id: session_id
+                .ok_or_else(|| NormalizeError::missing("data.sessionId"))?
+                .clone(),
+            outcome: self.outcome.into(),
+            provider_outcome: status.unwrap_or(self.state).to_owned(),
+            finality: self.finality.into(),
+            decided_by: decided_by.into(),
+            checks,
+            reasons,
+            ..Default::default()
+        })
+    }
+}
+
+/// A change of the level of a person's or a business's record. `REGULAR` is no approval and `LIGHT` no rejection.
+fn level_change(
+    event_type: &str,
+    data: &Data,
+) -> Result<(SubjectChange, Option<SubjectType>), NormalizeError> {
+    let subject_type = match event_type {
+        "kyc_state_updated" => None,
+        "kyb_state_updated" => Some(SubjectType::Business),
+        unknown => return Err(NormalizeError::UnknownEventType(Word::new(unknown))),
+    };
+    let TextOrNumber(state) = data
+        .state
+        .as_ref()
+        .ok_or_else(|| NormalizeError::missing("data.state"))?;
+    let level = match state.as_str() {
+        "1" => "REGULAR",
+        "2" => "LIGHT",
+        other => other,
+    };
+    let change = SubjectChange {
+        kind: SubjectChangeKind::LevelChanged.into(),
+        level: level.to_owned(),
+        provider_status: state.clone(),
+    };
+    Ok((change, subject_type))
+}
+
+/// The code values that the pages show; there is no full list. Newer ones follow `KYC.<CATEGORY>.<NAME>`.
+const REASONS: ReasonTable = &[
+    ("EXPIRED_DOCUMENT", DocumentExpired),
+    ("NO_MATCH", FaceMismatch),
+    ("LOW_CONFIDENCE", FaceMatchLowConfidence),
+    ("KYC.DOC.DETERIORATED", DocumentDamaged),
+];
+
+fn check(check: &SessionCheck) -> Check {
+    let SessionCheck {
+        check_type,
+        state: TextOrNumber(state),
+        reasons,
+    } = check;
+    let our_type = match check_type.as_str() {
+        "document-verification" => CheckType::Document,
+        "face-matching" => CheckType::FaceMatch,
+        "manual_review" => CheckType::ManualReview,
+        _ => CheckType::Other,
+    };
+    let result = match state.as_str() {
+        "Validated" | "1" => CheckResult::Passed,
+        "Refused" | "2" => CheckResult::Failed,
+        _ => CheckResult::Unspecified,
+    };
+    Check {
+        r#type: our_type.into(),
+        provider_type: check_type.clone(),
+        result: result.into(),
+        provider_result: state.clone(),
+        reasons: reasons.iter().map(reason).collect(),
+        ..Default::default()
+    }
+}
+
+fn reason(reason: &CheckReason) -> Reason {
+    let CheckReason {
+        reason_type,
+        code,
+        message,
+        category,
+    } = reason;
+    let code = code.clone().unwrap_or_default();
+    Reason {
+        code: reason_code(REASONS, &code),
+        provider_code: code,
+        message: message.clone().unwrap_or_default(),
+        provider_category: category.clone().or(reason_type.clone()).unwrap_or_default(),
+    }
+}
+
+impl Data {
+    /// The subject: a user, else a related party.
+    fn subject(&self, subject_type: Option<SubjectType>) -> Option<Subject> {
+        let user = self.user_id.as_ref().or(self.user_id_2025.as_ref());
+        let party = self.related_party.as_ref().map(|party| &party.id);
+        let party = self.related_party_id.as_ref().or(party);
+        let subject_type = subject_type.unwrap_or(match self.entity_type.as_deref() {
+            Some("user") => SubjectType::Person,
+            Some("related-party") => SubjectType::RelatedParty,
+            Some(_) => SubjectType::Unspecified,
+            None if user.is_some() => SubjectType::Person,
+            None => SubjectType::RelatedParty,
+        });
+        Some(Subject {
+            provider_subject_id: user.or(party)?.clone(),
+            external_id: String::new(),
+            r#type: subject_type.into(),
+        })
+    }
+
+    fn personal_data(&self) -> Option<PersonalData> {
+        let party = self.related_party.as_ref()?;
+        let RelatedParty {
+            id: _,
+            status: _,
+            first_name,
+            last_name,
+            email,
+            phone_number,
+            role_type,
+            nationality,
+            ownership_percentage,
+            residential_address,
+        } = party;
+        let business = self.business_user.as_ref();
+        let business = business.and_then(|business| business.name.clone());
+        let claims: Map<String, Value> = [
+            ("roleType", role_type.clone().map(Value::String)),
+            ("nationality", nationality.clone().map(Value::String)),
+            ("ownershipPercentage", ownership_percentage.clone()),
+            ("residentialAddress", residential_address.clone()),
+            ("businessUserName", business.map(Value::String)),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .collect();
+        Some(PersonalData {
+            given_name: first_name.clone().unwrap_or_default(),
+            family_name: last_name.clone().unwrap_or_default(),
+            full_name: String::new(),
+            email: email.clone().unwrap_or_default(),
+            phone: phone_number.clone().unwrap_or_default(),
+            claims: Some(json::to_struct(claims)),
+        })
+    }
+}

@@ -1,0 +1,214 @@
+//! A subscription: a position in, a stream out. It catches up from the log, then follows the tail.
+//!
+//! It is pulled, never pushed: nothing is read before the subscriber takes what was read before. So a slow subscriber
+//! costs [`READ_LIMIT`] and no more, and is late, never short.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::{
+    sync::watch,
+    time::{self, Interval, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    filter::Filter,
+    log::{EventLog, Position, ReadError, ReadLimit, StoredEvent},
+};
+
+/// What one subscriber may hold in memory: this many events, or the last event that exceeds this many bytes.
+pub const READ_LIMIT: ReadLimit = ReadLimit {
+    records: 256,
+    bytes: 256 << 10,
+};
+
+/// What a subscriber asks for.
+#[derive(Debug)]
+pub struct Options {
+    /// Where to start.
+    pub after: Position,
+    /// Which events to send.
+    pub filter: Filter,
+    /// Whether to send personal data.
+    pub personal_data: bool,
+    /// Whether to end once everything has been sent that was in the log at the start.
+    pub stop_when_caught_up: bool,
+    /// How often to send a heartbeat.
+    pub heartbeat: Duration,
+}
+
+/// One message to a subscriber.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delivery {
+    /// Resume after this place.
+    pub position: Position,
+    /// The message.
+    pub message: Message,
+}
+
+/// What a subscriber is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// An encoded event.
+    Event(Bytes),
+    /// A sign of life.
+    Heartbeat,
+    /// Everything up to here has been sent.
+    CaughtUp,
+    /// The subscriber is being served from the log again.
+    FellBehind,
+    /// The server is shutting down. The last message.
+    Draining,
+}
+
+/// A stream of events.
+pub struct Subscription {
+    log: Arc<dyn EventLog>,
+    filter: Filter,
+    personal_data: bool,
+    /// The place of the last event that was sent or passed over.
+    position: Position,
+    /// Read, and not sent yet.
+    pending: VecDeque<StoredEvent>,
+    /// Whether the subscriber was told that it has caught up, and has not fallen behind since.
+    live: bool,
+    stop_at: Option<Position>,
+    end: watch::Receiver<Position>,
+    heartbeat: Interval,
+    draining: CancellationToken,
+    state: State,
+}
+
+/// How far the stream has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    /// The subscriber was told that the server is shutting down.
+    Drained,
+    Ended,
+}
+
+/// Why a stream ended before its time.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EndError {
+    /// The log could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The server is shutting down. The message before was [`Message::Draining`].
+    #[error("the server is shutting down")]
+    Draining,
+}
+
+impl Subscription {
+    /// Starts a stream. `draining` is cancelled when the server shuts down.
+    pub fn new(log: Arc<dyn EventLog>, options: Options, draining: CancellationToken) -> Self {
+        let first = time::Instant::now() + options.heartbeat;
+        let mut heartbeat = time::interval_at(first, options.heartbeat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop_at = options.stop_when_caught_up.then(|| log.tail().end());
+        Self {
+            end: log.tail().watch(),
+            log,
+            filter: options.filter,
+            personal_data: options.personal_data,
+            position: options.after,
+            pending: VecDeque::new(),
+            live: false,
+            stop_at,
+            heartbeat,
+            draining,
+            state: State::Running,
+        }
+    }
+
+    /// The next message; `None` when the stream has ended. An error ends it too.
+    pub async fn next(&mut self) -> Option<Result<Delivery, EndError>> {
+        match self.state {
+            State::Running => {}
+            State::Drained => {
+                self.state = State::Ended;
+                return Some(Err(EndError::Draining));
+            }
+            State::Ended => return None,
+        }
+        let message = self.next_message().await;
+        self.state = match &message {
+            Ok(Message::Draining) => State::Drained,
+            Ok(Message::CaughtUp) if self.stop_at.is_some() => State::Ended,
+            Ok(_) => State::Running,
+            Err(_) => State::Ended,
+        };
+        Some(message.map_err(EndError::Read).map(|message| Delivery {
+            position: self.position,
+            message,
+        }))
+    }
+
+    async fn next_message(&mut self) -> Result<Message, ReadError> {
+        loop {
+            if self.draining.is_cancelled() {
+                return Ok(Message::Draining);
+            }
+            if self.heartbeat.tick().now_or_never().is_some() {
+                return Ok(Message::Heartbeat);
+            }
+            if self.stop_at.is_some_and(|stop| self.position >= stop) {
+                return Ok(Message::CaughtUp);
+            }
+            if let Some(event) = self.next_pending() {
+                return Ok(Message::Event(event));
+            }
+            // Seen before the tail is read, so that what comes in between wakes us.
+            self.end.borrow_and_update();
+            match self.log.tail().read(self.position, READ_LIMIT) {
+                Some(events) if !events.is_empty() => self.pending = events.into(),
+                Some(_) if !self.live => {
+                    self.live = true;
+                    return Ok(Message::CaughtUp);
+                }
+                Some(_) => self.wait().await,
+                None if self.live => {
+                    self.live = false;
+                    return Ok(Message::FellBehind);
+                }
+                None => self.pending = self.read_log().await?.into(),
+            }
+        }
+    }
+
+    /// The next event of what was read that the filter lets pass. Stops where the stream is to stop, and now and then
+    /// to let others have the thread.
+    fn next_pending(&mut self) -> Option<Bytes> {
+        while let Some(event) = self.pending.pop_front() {
+            self.position = event.position;
+            if self.filter.matches(&event.encoded.event) {
+                return Some(event.encoded.to_bytes(self.personal_data));
+            }
+            if self.stop_at == Some(self.position) {
+                break;
+            }
+        }
+        None
+    }
+
+    async fn read_log(&self) -> Result<Vec<StoredEvent>, ReadError> {
+        let events = self.log.read(self.position, READ_LIMIT).await?;
+        if events.is_empty() {
+            // The tail no longer holds what comes next, so the log must.
+            return Err(ReadError::Damaged(Position(self.position.0 + 1)));
+        }
+        Ok(events)
+    }
+
+    /// Waits until there may be something to send.
+    async fn wait(&mut self) {
+        tokio::select! {
+            // The log outlives its subscriptions, so its end can always be watched.
+            _ = self.end.changed() => {}
+            _ = self.draining.cancelled() => {}
+            _ = self.heartbeat.tick() => self.heartbeat.reset_immediately(),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! `verdict.v1.AdminService`.
+
+use prost::Message;
+use tonic::{Request, Response, Status};
+
+use super::{Shared, grpc::parse_id, status};
+use crate::{
+    error::Code,
+    log::{Cursor, Position, ReadLimit, StoredQuarantined},
+    proto::{
+        Delivery, GetDeliveryRequest, GetDeliveryResponse, ListQuarantinedRequest,
+        ListQuarantinedResponse, ListSourcesRequest, ListSourcesResponse, OutcomeCounts,
+        QuarantinedDelivery, SourceInfo, admin_service_server::AdminService,
+        get_delivery_request::Target,
+    },
+    source::{Counts, Source},
+};
+
+/// The service.
+pub(super) struct Admin(pub(super) Shared);
+
+/// The most of a page that is read at once, and roughly the most that one response holds: callers take 4 MiB by
+/// default.
+const PAGE_BYTES: usize = 1 << 20;
+
+const DEFAULT_PAGE_SIZE: usize = 50;
+const MAX_PAGE_SIZE: usize = 1000;
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn list_sources(
+        &self,
+        _request: Request<ListSourcesRequest>,
+    ) -> Result<Response<ListSourcesResponse>, Status> {
+        let sources = self.0.ingestor.sources().iter();
+        Ok(Response::new(ListSourcesResponse {
+            sources: sources.map(|source| info(source)).collect(),
+        }))
+    }
+
+    async fn list_quarantined(
+        &self,
+        request: Request<ListQuarantinedRequest>,
+    ) -> Result<Response<ListQuarantinedResponse>, Status> {
+        let shared = &self.0;
+        let request = request.into_inner();
+        let page_size = match request.page_size as usize {
+            0 => DEFAULT_PAGE_SIZE,
+            size if size <= MAX_PAGE_SIZE => size,
+            _ => return Err(status::invalid("page_size", "is more than 1000")),
+        };
+        let mut after = shared.page_start(&request.page_token)?;
+        let (mut page, mut page_bytes) = (Vec::new(), 0);
+        loop {
+            let limit = ReadLimit {
+                records: page_size - page.len(),
+                bytes: PAGE_BYTES,
+            };
+            let read = shared.log.quarantined(after, limit).await;
+            let read = read.map_err(|failed| status::read_error(&failed, &shared.first()))?;
+            let Some(last) = read.last() else {
+                after = 0;
+                break;
+            };
+            after = last.sequence;
+            for stored in read {
+                let listed = listed(&stored, request.include_deliveries)?;
+                if request.provider.is_empty() || request.provider == listed.provider {
+                    page_bytes += listed.encoded_len();
+                    page.push(listed);
+                }
+            }
+            if page.len() >= page_size || page_bytes >= PAGE_BYTES {
+                break;
+            }
+        }
+        Ok(Response::new(ListQuarantinedResponse {
+            quarantined: page,
+            next_page_token: match after {
+                0 => String::new(),
+                after => shared.cursor(Position(after)).encode(),
+            },
+        }))
+    }
+
+    async fn get_delivery(
+        &self,
+        request: Request<GetDeliveryRequest>,
+    ) -> Result<Response<GetDeliveryResponse>, Status> {
+        let shared = &self.0;
+        let failed = |failed| status::read_error(&failed, &shared.first());
+        let not_found = || status::error(Code::DeliveryNotFound, "there is no delivery under this id");
+        let delivery = match request.into_inner().target {
+            None => return Err(status::invalid("target", "is missing")),
+            Some(Target::EventId(id)) => {
+                let id = parse_id("event_id", &id)?;
+                let event = shared.log.find(id).await.map_err(failed)?;
+                let position = event.ok_or_else(not_found)?.position;
+                shared.log.delivery(position).await.map_err(failed)?
+            }
+            Some(Target::QuarantineId(id)) => {
+                let id = parse_id("quarantine_id", &id)?;
+                let found = shared.log.find_quarantined(id).await.map_err(failed)?;
+                found.map(|quarantined| quarantined.delivery)
+            }
+        };
+        let delivery = delivery.ok_or_else(not_found)?;
+        Ok(Response::new(GetDeliveryResponse {
+            delivery: Some(Delivery::decode(delivery).map_err(damaged)?),
+        }))
+    }
+}
+
+impl Shared {
+    /// A page token is a cursor whose position counts the quarantine instead of the events.
+    fn page_start(&self, token: &str) -> Result<u64, Status> {
+        if token.is_empty() {
+            return Ok(0);
+        }
+        match Cursor::decode(token) {
+            Ok(cursor) if cursor.log == self.log.id() => Ok(cursor.position.0),
+            _ => Err(status::invalid("page_token", "is not one of this server")),
+        }
+    }
+}
+
+fn listed(
+    stored: &StoredQuarantined,
+    include_delivery: bool,
+) -> Result<QuarantinedDelivery, Status> {
+    let mut listed = QuarantinedDelivery::decode(stored.summary.clone()).map_err(damaged)?;
+    if include_delivery {
+        listed.delivery = Some(Delivery::decode(stored.delivery.clone()).map_err(damaged)?);
+    }
+    Ok(listed)
+}
+
+fn damaged(error: prost::DecodeError) -> Status {
+    tracing::error!(%error, "a stored delivery cannot be decoded");
+    status::error(Code::LogUnavailable, "the log cannot be read")
+}
+
+fn info(source: &Source) -> SourceInfo {
+    let Source {
+        provider,
+        account,
+        environment,
+        schemes,
+        secrets,
+        decryption_keys,
+        tolerance,
+        options: _,
+        counts,
+    } = source;
+    let Counts {
+        accepted,
+        duplicate,
+        quarantined,
+        ignored,
+        signature_invalid,
+        log_unavailable,
+    } = counts;
+    SourceInfo {
+        provider: provider.name().to_owned(),
+        account: account.clone(),
+        environment: (*environment).into(),
+        signature_schemes: schemes.iter().map(|scheme| scheme.name.to_owned()).collect(),
+        secret_ids: secrets.iter().map(|secret| secret.id().to_owned()).collect(),
+        decryption_key_ids: decryption_keys.iter().map(|key| key.id().to_owned()).collect(),
+        tolerance_seconds: u32::try_from(tolerance.as_secs()).unwrap_or(u32::MAX),
+        counts: Some(OutcomeCounts {
+            accepted: accepted.get(),
+            duplicate: duplicate.get(),
+            quarantined: quarantined.get(),
+            ignored: ignored.get(),
+            signature_invalid: signature_invalid.get(),
+            log_unavailable: log_unavailable.get(),
+        }),
+    }
+}
