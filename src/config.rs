@@ -44,7 +44,10 @@ pub struct Config {
 /// The listener and its limits. See `config.default.toml` for what each is for.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "documented where users read it, in config.default.toml")]
+#[expect(
+    missing_docs,
+    reason = "documented where users read it, in config.default.toml"
+)]
 pub struct ServerConfig {
     pub grpc_listen: SocketAddr,
     pub insecure: bool,
@@ -318,7 +321,10 @@ impl ServerConfig {
                 "max_concurrent_streams_per_connection",
                 self.max_concurrent_streams_per_connection.into(),
             ),
-            ("keepalive_interval_seconds", self.keepalive_interval_seconds),
+            (
+                "keepalive_interval_seconds",
+                self.keepalive_interval_seconds,
+            ),
             ("keepalive_timeout_seconds", self.keepalive_timeout_seconds),
         ];
         match limits.iter().find(|(_, limit)| *limit == 0) {

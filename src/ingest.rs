@@ -192,7 +192,9 @@ impl Ingestor {
         let delivery = NewQuarantined {
             id,
             summary: summary.encode_to_vec().into(),
-            delivery: delivery(source, webhook, received_at).encode_to_vec().into(),
+            delivery: delivery(source, webhook, received_at)
+                .encode_to_vec()
+                .into(),
         };
         self.log.quarantine(delivery).await?;
         Ok(Outcome::Quarantined(id))
@@ -275,7 +277,9 @@ fn complete(
         occurred_at,
         received_at,
         encoded: event::encode(event),
-        delivery: delivery(source, webhook, received_at).encode_to_vec().into(),
+        delivery: delivery(source, webhook, received_at)
+            .encode_to_vec()
+            .into(),
     }
 }
 

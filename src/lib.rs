@@ -3,14 +3,14 @@
 //!
 //! Data flows one way, and the modules below are in its order; `ARCHITECTURE.md` draws the picture.
 
-pub mod proto;
-pub mod event;
+pub mod config;
 pub mod error;
-pub mod provider;
-pub mod source;
+pub mod event;
+pub mod filter;
 pub mod ingest;
 pub mod log;
-pub mod filter;
+pub mod proto;
+pub mod provider;
+pub mod source;
 pub mod subscription;
-pub mod config;
 pub mod transport;

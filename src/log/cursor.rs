@@ -63,7 +63,13 @@ mod tests {
         };
         let text = cursor.encode();
         assert_eq!(Cursor::decode(&text), Ok(cursor));
-        for bad in ["", "!", &text[1..], &format!("{text}AA"), &"A".repeat(1 << 20)] {
+        for bad in [
+            "",
+            "!",
+            &text[1..],
+            &format!("{text}AA"),
+            &"A".repeat(1 << 20),
+        ] {
             assert_eq!(Cursor::decode(bad), Err(CursorError));
         }
     }

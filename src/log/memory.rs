@@ -93,7 +93,9 @@ impl EventLog for MemoryLog {
             position,
             encoded: event.encoded.placed(revision, late),
         };
-        state.by_id.insert(event.event_id, (position, event.content_sha256));
+        state
+            .by_id
+            .insert(event.event_id, (position, event.content_sha256));
         state.records.push(Record {
             event: stored.clone(),
             received_at: (event.received_at.seconds, event.received_at.nanos),
@@ -107,7 +109,10 @@ impl EventLog for MemoryLog {
     async fn read(&self, after: Position, limit: ReadLimit) -> Result<Vec<StoredEvent>, ReadError> {
         let state = self.state();
         let records = state.records.iter().skip(after.0 as usize);
-        limit.take(records.map(|record| Ok(record.event.clone())), StoredEvent::size_bytes)
+        limit.take(
+            records.map(|record| Ok(record.event.clone())),
+            StoredEvent::size_bytes,
+        )
     }
 
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
@@ -120,12 +125,18 @@ impl EventLog for MemoryLog {
     async fn position_before(&self, since: Timestamp) -> Result<Position, ReadError> {
         let state = self.state();
         let since = (since.seconds, since.nanos);
-        let earlier = state.records.iter().take_while(|record| record.received_at < since);
+        let earlier = state
+            .records
+            .iter()
+            .take_while(|record| record.received_at < since);
         Ok(Position(earlier.count() as u64))
     }
 
     async fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.state().event(position).map(|record| record.delivery.clone()))
+        Ok(self
+            .state()
+            .event(position)
+            .map(|record| record.delivery.clone()))
     }
 
     async fn quarantine(&self, delivery: NewQuarantined) -> Result<(), AppendError> {

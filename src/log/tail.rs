@@ -72,7 +72,9 @@ impl Tail {
             ring.events.push_back(event);
         }
         while ring.events.len() > MAX_EVENTS || ring.size_bytes > MAX_BYTES {
-            let Some(oldest) = ring.events.pop_front() else { break };
+            let Some(oldest) = ring.events.pop_front() else {
+                break;
+            };
             ring.size_bytes -= oldest.size_bytes();
             ring.floor = oldest.position;
         }

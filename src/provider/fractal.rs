@@ -14,7 +14,7 @@
 use serde::Deserialize;
 
 use super::{
-    Normalized, NormalizeError, Provider, Sample, VerifiedWebhook, Word, json, provider_source,
+    NormalizeError, Normalized, Provider, Sample, VerifiedWebhook, Word, json, provider_source,
     signature::{Hash, Key, Recipe, Scheme},
 };
 use crate::{
@@ -113,7 +113,10 @@ fn normalize_classic(webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeE
     let key = match occurred_at {
         Some(time) => IdempotencyKey::Fields(vec![
             event_type.clone(),
-            data.user_id.clone().or(data.credential_id.clone()).unwrap_or_default(),
+            data.user_id
+                .clone()
+                .or(data.credential_id.clone())
+                .unwrap_or_default(),
             data.level.clone().unwrap_or_default(),
             time.to_owned(),
         ]),
@@ -141,8 +144,10 @@ fn classic_detail(event_type: &str, data: &ClassicData) -> Result<Detail, Normal
         "credential_shared" => {
             let shared_at = required("data.shared_at", data.shared_at.as_deref())?;
             return Ok(Detail::CredentialShare(CredentialShare {
-                credential_id: required("data.credential_id", data.credential_id.as_deref())?.to_owned(),
-                holder_id: required("data.idos_human_id", data.idos_human_id.as_deref())?.to_owned(),
+                credential_id: required("data.credential_id", data.credential_id.as_deref())?
+                    .to_owned(),
+                holder_id: required("data.idos_human_id", data.idos_human_id.as_deref())?
+                    .to_owned(),
                 shared_at: Some(json::timestamp(shared_at)?),
             }));
         }

@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Normalized, NormalizeError, Provider, ReasonTable, Sample, VerifiedWebhook, Word, didit_risk,
+    NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook, Word, didit_risk,
     json::{self, Rewrite},
     reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
@@ -85,9 +85,10 @@ impl Provider for Fyatu {
             return Ok(Normalized::Ignored);
         };
         let (key, occurred_at) = match body.event_id.clone() {
-            Some(id) if whole_body_signed => {
-                (IdempotencyKey::ProviderEventId(id), body.timestamp.as_deref())
-            }
+            Some(id) if whole_body_signed => (
+                IdempotencyKey::ProviderEventId(id),
+                body.timestamp.as_deref(),
+            ),
             _ => (
                 IdempotencyKey::SignedBytes(*webhook.content_sha256()),
                 body.timestamp.as_deref().filter(|_| whole_body_signed),

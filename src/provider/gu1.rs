@@ -17,7 +17,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 
 use super::{
-    Normalized, NormalizeError, Provider, ReasonTable, Sample, VerifiedWebhook, Word, didit_risk,
+    NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook, Word, didit_risk,
     json, provider_source, reason_code,
     signature::{Hash, Key, Recipe, Scheme},
 };
@@ -65,7 +65,14 @@ impl Provider for Gu1 {
                 let body: Body = json::parse(webhook.content())?;
                 let payload = body.payload()?;
                 let detail = Detail::SubjectChange(payload.subject_change(kind));
-                event(webhook, &event_type, head.timestamp, &payload, detail, &payload.id)
+                event(
+                    webhook,
+                    &event_type,
+                    head.timestamp,
+                    &payload,
+                    detail,
+                    &payload.id,
+                )
             }
             Family::Session(outcome) => {
                 let body: Body = json::parse(webhook.content())?;
@@ -182,7 +189,9 @@ impl Family {
         let (family, name) = event_type.split_once('.').ok_or_else(unknown)?;
         match (family, name) {
             ("entity", "created") => Ok(Self::Entity(SubjectChangeKind::Created)),
-            ("entity", "updated" | "status_changed") => Ok(Self::Entity(SubjectChangeKind::Updated)),
+            ("entity", "updated" | "status_changed") => {
+                Ok(Self::Entity(SubjectChangeKind::Updated))
+            }
             ("entity", "deleted") => Ok(Self::Entity(SubjectChangeKind::Deleted)),
             ("rule", "triggered")
             | ("transaction", "created" | "updated" | "status_changed")
@@ -267,9 +276,7 @@ impl Payload {
         };
         match outcome(status) {
             None => Err(NormalizeError::UnknownStatus(Word::new(status))),
-            Some(outcome) if outcome != named => {
-                Err(NormalizeError::disagree(event_type, status))
-            }
+            Some(outcome) if outcome != named => Err(NormalizeError::disagree(event_type, status)),
             Some(_) => Ok(()),
         }
     }
@@ -337,7 +344,9 @@ impl Payload {
         let own_id = self.id.as_ref().filter(|_| entity_event);
         let entity = self.entity.as_ref();
         let id = self.entity_id.as_ref();
-        let id = id.or(entity.and_then(|entity| entity.id.as_ref())).or(own_id)?;
+        let id = id
+            .or(entity.and_then(|entity| entity.id.as_ref()))
+            .or(own_id)?;
         let external_id = entity.and_then(|entity| entity.external_id.as_ref());
         let external_id = external_id.or(self.external_id.as_ref());
         let entity_type = entity.and_then(|entity| entity.entity_type.as_deref());
@@ -359,7 +368,10 @@ impl Payload {
         let claims = match &self.extracted_data {
             None | Some(Value::Null) => None,
             Some(Value::Object(claims)) => Some(claims.clone()),
-            Some(other) => Some(Map::from_iter([("extractedData".to_owned(), other.clone())])),
+            Some(other) => Some(Map::from_iter([(
+                "extractedData".to_owned(),
+                other.clone(),
+            )])),
         };
         if name.is_none() && claims.is_none() {
             return None;

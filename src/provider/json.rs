@@ -42,7 +42,9 @@ pub(super) fn timestamp(text: &str) -> Result<Timestamp, NormalizeError> {
     })?;
     // `google.protobuf.Timestamp` holds the years 1 to 9999.
     if Offset::UTC.to_datetime(time).year() < 1 {
-        return Err(NormalizeError::Unparseable("a time is before year 1".to_owned()));
+        return Err(NormalizeError::Unparseable(
+            "a time is before year 1".to_owned(),
+        ));
     }
     Ok(Timestamp {
         seconds: time.as_second(),
@@ -192,7 +194,11 @@ pub(super) fn with_member(body: &Bytes, name: &'static str, text: &str) -> Optio
         let start = body.iter().position(|b| *b == b'{')? + 1;
         (start, start, format!("\"{name}\":\"{text}\","))
     };
-    Some([&body[..start], new.as_bytes(), &body[end..]].concat().into())
+    Some(
+        [&body[..start], new.as_bytes(), &body[end..]]
+            .concat()
+            .into(),
+    )
 }
 
 /// A value that providers write as text or as a number: kept as text.
@@ -220,7 +226,8 @@ mod tests {
 
     #[test]
     fn a_value_is_written_again_as_either_language_would() {
-        let text = r#"{ "b": "A/Zürich 😀\n\u001f", "a" : [1.00, 2.5, -0.0, 7, null, true], "b": {} }"#;
+        let text =
+            r#"{ "b": "A/Zürich 😀\n\u001f", "a" : [1.00, 2.5, -0.0, 7, null, true], "b": {} }"#;
         assert_eq!(
             rewritten(text, Rewrite::JavaScript),
             r#"{"b":"A/Zürich 😀\n\u001f","a":[1,2.5,0,7,null,true],"b":{}}"#
@@ -249,7 +256,10 @@ mod tests {
     #[test]
     fn a_member_is_set_in_its_place_or_first() {
         let set = |body: &'static str| with_member(&Bytes::from(body), "sign", "ab").unwrap();
-        assert_eq!(&set(r#"{"a":1,"sign": "" ,"b":2}"#)[..], br#"{"a":1,"sign": "ab" ,"b":2}"#);
+        assert_eq!(
+            &set(r#"{"a":1,"sign": "" ,"b":2}"#)[..],
+            br#"{"a":1,"sign": "ab" ,"b":2}"#
+        );
         assert_eq!(&set(r#" {"a":1}"#)[..], br#" {"sign":"ab","a":1}"#);
     }
 
@@ -267,7 +277,10 @@ mod tests {
         );
         assert!(error(br#"{}"#).starts_with("missing field `count`"));
         assert!(error(br#"{"count":1,"count":2}"#).starts_with("duplicate field `count`"));
-        assert_eq!(error(br#"{"count":"#), "the body is cut off, at line 1 column 9");
+        assert_eq!(
+            error(br#"{"count":"#),
+            "the body is cut off, at line 1 column 9"
+        );
         assert!(error(br#"{"count":1e999}"#).starts_with("the body is not JSON"));
     }
 
@@ -275,10 +288,21 @@ mod tests {
     fn times_need_an_offset_and_a_year_that_protobuf_can_hold() {
         assert_eq!(
             timestamp("2026-05-12T13:07:30+02:00").unwrap(),
-            Timestamp { seconds: 1_778_584_050, nanos: 0 }
+            Timestamp {
+                seconds: 1_778_584_050,
+                nanos: 0
+            }
         );
-        assert_eq!(timestamp("2026-05-12T11:07:30.250Z").unwrap().nanos, 250_000_000);
-        for bad in ["", "yesterday", "2026-05-12T13:07:30", "-000001-01-01T00:00:00Z"] {
+        assert_eq!(
+            timestamp("2026-05-12T11:07:30.250Z").unwrap().nanos,
+            250_000_000
+        );
+        for bad in [
+            "",
+            "yesterday",
+            "2026-05-12T13:07:30",
+            "-000001-01-01T00:00:00Z",
+        ] {
             assert!(timestamp(bad).is_err(), "{bad}");
         }
     }

@@ -62,8 +62,7 @@ impl DecryptionKey {
 
     /// Makes a new key of 2048 bits, for the demo and for tests.
     pub fn generate(id: String) -> Result<Self, KeyError> {
-        let key = PrivateDecryptingKey::generate(KeySize::Rsa2048)
-            .map_err(|_| KeyError::NotRsa)?;
+        let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).map_err(|_| KeyError::NotRsa)?;
         Self::new(id, key)
     }
 
@@ -122,11 +121,17 @@ pub fn decrypt(compact: &[u8], keys: &[DecryptionKey]) -> Result<Vec<u8>, JweErr
     let private_key = choose_key(header, keys)?;
     let mut content_key = Zeroizing::new(vec![0; private_key.min_output_size()]);
     let content_key = private_key
-        .decrypt(&OAEP_SHA256_MGF1SHA256, &decode(key)?, &mut content_key, None)
+        .decrypt(
+            &OAEP_SHA256_MGF1SHA256,
+            &decode(key)?,
+            &mut content_key,
+            None,
+        )
         .map_err(|_| JweError::Undecryptable)?;
     let cipher = UnboundKey::new(&AES_256_GCM, content_key).map_err(|_| JweError::Undecryptable)?;
 
-    let nonce = Nonce::try_assume_unique_for_key(&decode(nonce)?).map_err(|_| JweError::Malformed)?;
+    let nonce =
+        Nonce::try_assume_unique_for_key(&decode(nonce)?).map_err(|_| JweError::Malformed)?;
     let mut plaintext = decode(ciphertext)?;
     let tag = decode(tag)?;
     // A shorter tag would be easier to forge.
@@ -152,15 +157,20 @@ pub fn encrypt(plaintext: &[u8], key: &DecryptionKey) -> Result<String, JweError
     rand::fill(&mut content_key[..]).map_err(|_| JweError::Undecryptable)?;
     rand::fill(&mut nonce).map_err(|_| JweError::Undecryptable)?;
 
-    let public_key = OaepPublicEncryptingKey::new(key.key.public_key())
-        .map_err(|_| JweError::Undecryptable)?;
+    let public_key =
+        OaepPublicEncryptingKey::new(key.key.public_key()).map_err(|_| JweError::Undecryptable)?;
     let mut encrypted_key = vec![0; public_key.ciphertext_size()];
     let encrypted_key = public_key
-        .encrypt(&OAEP_SHA256_MGF1SHA256, &content_key[..], &mut encrypted_key, None)
+        .encrypt(
+            &OAEP_SHA256_MGF1SHA256,
+            &content_key[..],
+            &mut encrypted_key,
+            None,
+        )
         .map_err(|_| JweError::Undecryptable)?;
 
-    let cipher = UnboundKey::new(&AES_256_GCM, &content_key[..])
-        .map_err(|_| JweError::Undecryptable)?;
+    let cipher =
+        UnboundKey::new(&AES_256_GCM, &content_key[..]).map_err(|_| JweError::Undecryptable)?;
     let mut ciphertext = plaintext.to_vec();
     let tag = LessSafeKey::new(cipher)
         .seal_in_place_separate_tag(
@@ -181,10 +191,7 @@ pub fn encrypt(plaintext: &[u8], key: &DecryptionKey) -> Result<String, JweError
 }
 
 /// The key that a protected header names, if the header asks for nothing that we do not do.
-fn choose_key(
-    header: &str,
-    keys: &[DecryptionKey],
-) -> Result<OaepPrivateDecryptingKey, JweError> {
+fn choose_key(header: &str, keys: &[DecryptionKey]) -> Result<OaepPrivateDecryptingKey, JweError> {
     let header: Header =
         serde_json::from_slice(&decode(header)?).map_err(|_| JweError::Malformed)?;
     if header.alg != ALGORITHM {

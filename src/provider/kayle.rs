@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    ALLOW_PLAINTEXT, Normalized, NormalizeError, Provider, ReasonTable, Sample, VerifiedWebhook,
+    ALLOW_PLAINTEXT, NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook,
     Word, json, provider_source, reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
 };
@@ -22,7 +22,8 @@ use crate::{
     event::IdempotencyKey,
     proto::{
         Check, CheckResult, CheckType, Decider, Finality, Outcome, PersonalData, Reason,
-        ReasonCode::{self, *}, Retry, Subject, SubjectType, Verification, VerificationEvent,
+        ReasonCode::{self, *},
+        Retry, Subject, SubjectType, Verification, VerificationEvent,
         verification_event::Detail,
     },
 };
@@ -129,9 +130,12 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
         "verification.session.expired" => {
             (Expired, "expired", Finality::Final, Decider::Unspecified)
         }
-        "verification.session.cancelled" => {
-            (Cancelled, "cancelled", Finality::Final, Decider::Unspecified)
-        }
+        "verification.session.cancelled" => (
+            Cancelled,
+            "cancelled",
+            Finality::Final,
+            Decider::Unspecified,
+        ),
         unknown => return Err(NormalizeError::UnknownEventType(Word::new(unknown))),
     };
 
@@ -188,16 +192,52 @@ const ATTEMPTS_ALLOWED: u32 = 3;
 
 /// Kayle's failure codes: the check that failed, and why. The names with `passport_` are those before 2026-05-08.
 const FAILURES: &[(&str, CheckType, ReasonCode)] = &[
-    ("document_authenticity_failed", CheckType::DocumentChip, ChipAuthenticityFailed),
-    ("passport_authenticity_failed", CheckType::DocumentChip, ChipAuthenticityFailed),
-    ("document_active_authentication_failed", CheckType::DocumentChip, ChipCloneSuspected),
-    ("passport_active_authentication_failed", CheckType::DocumentChip, ChipCloneSuspected),
-    ("document_chip_authentication_failed", CheckType::DocumentChip, ChipAuthenticityFailed),
-    ("passport_chip_authentication_failed", CheckType::DocumentChip, ChipAuthenticityFailed),
+    (
+        "document_authenticity_failed",
+        CheckType::DocumentChip,
+        ChipAuthenticityFailed,
+    ),
+    (
+        "passport_authenticity_failed",
+        CheckType::DocumentChip,
+        ChipAuthenticityFailed,
+    ),
+    (
+        "document_active_authentication_failed",
+        CheckType::DocumentChip,
+        ChipCloneSuspected,
+    ),
+    (
+        "passport_active_authentication_failed",
+        CheckType::DocumentChip,
+        ChipCloneSuspected,
+    ),
+    (
+        "document_chip_authentication_failed",
+        CheckType::DocumentChip,
+        ChipAuthenticityFailed,
+    ),
+    (
+        "passport_chip_authentication_failed",
+        CheckType::DocumentChip,
+        ChipAuthenticityFailed,
+    ),
     // These two end the session at once, whatever the counters say.
-    ("document_anti_cloning_attestation_failed", CheckType::DeviceAttestation, DeviceAttestationFailed),
-    ("passport_anti_cloning_attestation_failed", CheckType::DeviceAttestation, DeviceAttestationFailed),
-    ("document_data_invalid", CheckType::DocumentData, DocumentDataInvalid),
+    (
+        "document_anti_cloning_attestation_failed",
+        CheckType::DeviceAttestation,
+        DeviceAttestationFailed,
+    ),
+    (
+        "passport_anti_cloning_attestation_failed",
+        CheckType::DeviceAttestation,
+        DeviceAttestationFailed,
+    ),
+    (
+        "document_data_invalid",
+        CheckType::DocumentData,
+        DocumentDataInvalid,
+    ),
     ("liveness_failed", CheckType::Liveness, LivenessFailed),
     ("selfie_face_mismatch", CheckType::FaceMatch, FaceMismatch),
 ];
@@ -206,13 +246,23 @@ const FAILURES: &[(&str, CheckType, ReasonCode)] = &[
 const CANCEL_REASONS: ReasonTable = &[
     ("cancelled", Other),
     ("cancelled_after_failed_check", Other),
-    ("privacy_cancelled_after_terminal_failure", PrivacyWithdrawal),
-    ("privacy_cancelled_after_terminal_success", PrivacyWithdrawal),
+    (
+        "privacy_cancelled_after_terminal_failure",
+        PrivacyWithdrawal,
+    ),
+    (
+        "privacy_cancelled_after_terminal_success",
+        PrivacyWithdrawal,
+    ),
 ];
 
 /// The check that failed, and the checks whose retries were counted. Of a counted check that did not fail Kayle does
 /// not say how it ended.
-fn checks(failure_code: Option<&str>, nfc_tries: Option<u32>, liveness_tries: Option<u32>) -> Vec<Check> {
+fn checks(
+    failure_code: Option<&str>,
+    nfc_tries: Option<u32>,
+    liveness_tries: Option<u32>,
+) -> Vec<Check> {
     let counted = |check_type: CheckType, provider_type: &str, tries: Option<u32>| {
         tries.map(|tries| Check {
             r#type: check_type.into(),
@@ -236,7 +286,9 @@ fn checks(failure_code: Option<&str>, nfc_tries: Option<u32>, liveness_tries: Op
     let (check_type, reason_code) = FAILURES
         .iter()
         .find(|(known, ..)| *known == code)
-        .map_or((CheckType::Other, Other), |(_, check_type, reason)| (*check_type, *reason));
+        .map_or((CheckType::Other, Other), |(_, check_type, reason)| {
+            (*check_type, *reason)
+        });
     let failed = match checks.iter().position(|c| c.r#type() == check_type) {
         Some(index) => &mut checks[index],
         None => {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Normalized, NormalizeError, Provider, ReasonTable, Sample, VerifiedWebhook, Word,
+    NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook, Word,
     json::{self, TextOrNumber},
     provider_source, reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
@@ -55,7 +55,10 @@ impl Provider for Ralio {
         let event_type = one_of("eventType", body.event_type, body.event)?;
         let event_id = one_of("eventId", body.event_id, body.id)?;
         let (detail, subject_type) = match session(&event_type) {
-            Some(session) => (Detail::Verification(session.verification(&body.data)?), None),
+            Some(session) => (
+                Detail::Verification(session.verification(&body.data)?),
+                None,
+            ),
             None => {
                 let (change, subject_type) = level_change(&event_type, &body.data)?;
                 (Detail::SubjectChange(change), subject_type)
@@ -69,7 +72,10 @@ impl Provider for Ralio {
             personal_data: body.data.personal_data(),
             ..Default::default()
         };
-        Ok(Normalized::event(IdempotencyKey::ProviderEventId(event_id), event))
+        Ok(Normalized::event(
+            IdempotencyKey::ProviderEventId(event_id),
+            event,
+        ))
     }
 
     fn samples(&self) -> &'static [Sample] {

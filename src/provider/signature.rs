@@ -220,7 +220,11 @@ impl Scheme {
                 let members = json::members(&webhook.payload, [signature, signed])
                     .ok_or(VerifyError::NothingSigned)?;
                 let [Some(claimed), Some(member)] = members else {
-                    let absent = if members[0].is_none() { signature } else { signed };
+                    let absent = if members[0].is_none() {
+                        signature
+                    } else {
+                        signed
+                    };
                     return Err(VerifyError::Missing(absent));
                 };
                 let mac = serde_json::from_str::<String>(claimed.get())
@@ -323,11 +327,7 @@ impl Scheme {
 }
 
 /// A member of the payload as it is written when it is signed.
-fn rewritten(
-    payload: &Bytes,
-    member: &RawValue,
-    rewrite: Rewrite,
-) -> Result<Bytes, VerifyError> {
+fn rewritten(payload: &Bytes, member: &RawValue, rewrite: Rewrite) -> Result<Bytes, VerifyError> {
     match rewrite {
         Rewrite::None => Ok(payload.slice_ref(member.get().as_bytes())),
         _ => json::rewrite(member, rewrite)
@@ -337,10 +337,7 @@ fn rewritten(
 }
 
 /// The value of a signature header, which must be given exactly once.
-fn signature_header<'h>(
-    headers: &'h Headers,
-    name: &'static str,
-) -> Result<&'h str, VerifyError> {
+fn signature_header<'h>(headers: &'h Headers, name: &'static str) -> Result<&'h str, VerifyError> {
     let mut values = headers.values(name);
     let value = values.next().ok_or(VerifyError::Missing(name))?;
     if values.next().is_some() {
@@ -389,16 +386,23 @@ impl Hash {
     /// The MAC of `<prefix>.<message>`, in lower-case hex.
     fn hex(self, key: &HmacKey<'_>, prefix: Option<&str>, message: &[u8]) -> String {
         match self {
-            Self::Sha1 => hex::encode(hmac::<Hmac<Sha1>>(key, prefix, message).finalize().as_bytes()),
-            Self::Sha256 => {
-                hex::encode(hmac::<Hmac<Sha256>>(key, prefix, message).finalize().as_bytes())
-            }
+            Self::Sha1 => hex::encode(
+                hmac::<Hmac<Sha1>>(key, prefix, message)
+                    .finalize()
+                    .as_bytes(),
+            ),
+            Self::Sha256 => hex::encode(
+                hmac::<Hmac<Sha256>>(key, prefix, message)
+                    .finalize()
+                    .as_bytes(),
+            ),
         }
     }
 }
 
 fn hmac<M: Mac + KeyInit>(key: &HmacKey<'_>, prefix: Option<&str>, message: &[u8]) -> M {
-    let mut mac = <M as KeyInit>::new_from_slice(key.expose()).expect("HMAC takes a key of any length");
+    let mut mac =
+        <M as KeyInit>::new_from_slice(key.expose()).expect("HMAC takes a key of any length");
     if let Some(prefix) = prefix {
         mac.update(prefix.as_bytes());
         mac.update(b".");

@@ -89,7 +89,8 @@ impl AdminService for Admin {
     ) -> Result<Response<GetDeliveryResponse>, Status> {
         let shared = &self.0;
         let failed = |failed| status::read_error(&failed, &shared.first());
-        let not_found = || status::error(Code::DeliveryNotFound, "there is no delivery under this id");
+        let not_found =
+            || status::error(Code::DeliveryNotFound, "there is no delivery under this id");
         let delivery = match request.into_inner().target {
             None => return Err(status::invalid("target", "is missing")),
             Some(Target::EventId(id)) => {
@@ -164,9 +165,18 @@ fn info(source: &Source) -> SourceInfo {
         provider: provider.name().to_owned(),
         account: account.clone(),
         environment: (*environment).into(),
-        signature_schemes: schemes.iter().map(|scheme| scheme.name.to_owned()).collect(),
-        secret_ids: secrets.iter().map(|secret| secret.id().to_owned()).collect(),
-        decryption_key_ids: decryption_keys.iter().map(|key| key.id().to_owned()).collect(),
+        signature_schemes: schemes
+            .iter()
+            .map(|scheme| scheme.name.to_owned())
+            .collect(),
+        secret_ids: secrets
+            .iter()
+            .map(|secret| secret.id().to_owned())
+            .collect(),
+        decryption_key_ids: decryption_keys
+            .iter()
+            .map(|key| key.id().to_owned())
+            .collect(),
         tolerance_seconds: u32::try_from(tolerance.as_secs()).unwrap_or(u32::MAX),
         counts: Some(OutcomeCounts {
             accepted: accepted.get(),

@@ -128,7 +128,9 @@ impl Shared {
         let found = self.log.find(event_id).await;
         found
             .map_err(|failed| status::read_error(&failed, &self.first()))?
-            .ok_or_else(|| status::error(Code::EventNotFound, "the log holds no event with this id"))
+            .ok_or_else(|| {
+                status::error(Code::EventNotFound, "the log holds no event with this id")
+            })
     }
 
     fn check_limits(&self, request: &IngestRequest) -> Result<(), Status> {
@@ -227,15 +229,17 @@ impl Shared {
             Some(Start::Earliest(_)) => Ok(self.log.start()),
             Some(Start::Since(since)) => {
                 if !is_valid(&since) {
-                    return Err(status::invalid("since", "is not a time between the years 1 and 9999"));
+                    return Err(status::invalid(
+                        "since",
+                        "is not a time between the years 1 and 9999",
+                    ));
                 }
                 let position = self.log.position_before(since).await;
                 position.map_err(|failed| status::read_error(&failed, &self.first()))
             }
             Some(Start::AfterCursor(text)) => {
-                let cursor = Cursor::decode(&text).map_err(|error| {
-                    status::invalid("after_cursor", format!("is {error}"))
-                })?;
+                let cursor = Cursor::decode(&text)
+                    .map_err(|error| status::invalid("after_cursor", format!("is {error}")))?;
                 let out_of_range = |message| Err(status::out_of_range(message, &self.first()));
                 if cursor.log != self.log.id() {
                     return out_of_range("the cursor is of another log");
@@ -317,8 +321,14 @@ mod tests {
 
     #[test]
     fn only_a_well_formed_trace_is_kept() {
-        assert!(is_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
-        for bad in ["", "00-0af7-b7ad-01", "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01"] {
+        assert!(is_traceparent(
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        ));
+        for bad in [
+            "",
+            "00-0af7-b7ad-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+        ] {
             assert!(!is_traceparent(bad), "{bad}");
         }
     }

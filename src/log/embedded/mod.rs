@@ -55,7 +55,9 @@ pub struct EmbeddedLog {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process uses the directory.
-    #[error("the log is in use by another process; stop that one first, or choose another log.path")]
+    #[error(
+        "the log is in use by another process; stop that one first, or choose another log.path"
+    )]
     InUse,
     /// Written by another version of verdict.
     #[error("the log has format {0}, and this version of verdict reads format {FORMAT}")]
@@ -103,7 +105,10 @@ impl EmbeddedLog {
     /// Opens the log in a directory, or makes one there with the id `new_id`. Blocks.
     pub fn open(path: &Path, new_id: Uuid) -> Result<Self, OpenError> {
         // It will hold personal data: nobody else may look into it.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
         let database = Database::builder(path).open()?;
         let keyspace = |name| database.keyspace(name, KeyspaceCreateOptions::default);
         let id = identify(&database, &keyspace("meta")?, new_id)?;
@@ -269,7 +274,8 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn append(&self, event: NewEvent) -> Result<Appended, AppendError> {
-        self.request(|reply| Request::Append(Box::new(event), reply)).await
+        self.request(|reply| Request::Append(Box::new(event), reply))
+            .await
     }
 
     async fn read(&self, after: Position, limit: ReadLimit) -> Result<Vec<StoredEvent>, ReadError> {
@@ -310,7 +316,8 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn quarantine(&self, delivery: NewQuarantined) -> Result<(), AppendError> {
-        self.request(|reply| Request::Quarantine(delivery, reply)).await
+        self.request(|reply| Request::Quarantine(delivery, reply))
+            .await
     }
 
     async fn quarantined(
@@ -327,7 +334,10 @@ impl EventLog for EmbeddedLog {
             let Some(sequence) = keyspaces.quarantine_ids.get(id.as_bytes())? else {
                 return Ok(None);
             };
-            let value = keyspaces.quarantine.get(&sequence)?.ok_or_else(damaged_quarantine)?;
+            let value = keyspaces
+                .quarantine
+                .get(&sequence)?
+                .ok_or_else(damaged_quarantine)?;
             let sequence = record::number(&sequence).ok_or_else(damaged_quarantine)?;
             let record = QuarantineRecord::decode(&*value).map_err(|_| damaged_quarantine())?;
             Ok(Some(record.stored(sequence)))

@@ -19,8 +19,7 @@ use super::{
     record::{self, EventRecord, IdRecord, QuarantineRecord, VerificationRecord},
 };
 use crate::log::{
-    AppendError, Appended, NewEvent, NewQuarantined, Position, StoredEvent, Tail,
-    VerificationState,
+    AppendError, Appended, NewEvent, NewQuarantined, Position, StoredEvent, Tail, VerificationState,
 };
 
 type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
@@ -164,7 +163,9 @@ impl Writer {
             (next, late) = state.next(event.occurred_at.as_ref());
             revision = next.revision;
             let value = VerificationRecord::from(next).encode_to_vec();
-            batch.writes.insert(&keyspaces.verifications, verification, value);
+            batch
+                .writes
+                .insert(&keyspaces.verifications, verification, value);
             batch.verifications.insert(verification, next);
         }
 
@@ -184,8 +185,12 @@ impl Writer {
         };
         let key = self.end.0.to_be_bytes();
         let id_key = event.event_id.into_bytes();
-        batch.writes.insert(&keyspaces.events, key, record.encode_to_vec());
-        batch.writes.insert(&keyspaces.deliveries, key, event.delivery);
+        batch
+            .writes
+            .insert(&keyspaces.events, key, record.encode_to_vec());
+        batch
+            .writes
+            .insert(&keyspaces.deliveries, key, event.delivery);
         batch.writes.insert(&keyspaces.ids, id_key, id.encode());
         batch.ids.insert(event.event_id, id);
         batch.events.push(StoredEvent {
@@ -203,7 +208,9 @@ impl Writer {
         self.writable()?;
         let keyspaces = &self.keyspaces;
         let id = delivery.id.into_bytes();
-        if batch.quarantine_ids.contains(&delivery.id) || keyspaces.quarantine_ids.contains_key(id)? {
+        if batch.quarantine_ids.contains(&delivery.id)
+            || keyspaces.quarantine_ids.contains_key(id)?
+        {
             return Ok(());
         }
         self.quarantine_end += 1;
@@ -212,7 +219,9 @@ impl Writer {
             summary: delivery.summary,
             delivery: delivery.delivery,
         };
-        batch.writes.insert(&keyspaces.quarantine, sequence, record.encode_to_vec());
+        batch
+            .writes
+            .insert(&keyspaces.quarantine, sequence, record.encode_to_vec());
         batch.writes.insert(&keyspaces.quarantine_ids, id, sequence);
         batch.quarantine_ids.insert(delivery.id);
         Ok(())
