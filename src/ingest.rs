@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 use prost_types::Timestamp as ProtoTimestamp;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::{
@@ -207,7 +207,7 @@ fn count(source: &Source, ended: &Result<Outcome, IngestError>) {
     match ended {
         Ok(Outcome::Accepted(place)) => {
             counts.accepted.increment();
-            info!(
+            debug!(
                 provider.name = provider,
                 event.id = %place.event_id,
                 log.position = place.position.0,
@@ -222,7 +222,7 @@ fn count(source: &Source, ended: &Result<Outcome, IngestError>) {
         Ok(Outcome::Ignored) => counts.ignored.increment(),
         Err(IngestError::Signature(error)) => {
             counts.signature_invalid.increment();
-            info!(provider.name = provider, %error, "delivery not genuine");
+            debug!(provider.name = provider, %error, "delivery not genuine");
         }
         Err(IngestError::Append(error)) => {
             counts.log_unavailable.increment();

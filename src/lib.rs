@@ -1,12 +1,28 @@
 //! verdict takes any KYC provider's webhook, proves it genuine, and turns it into one durable, ordered, real-time
 //! stream of `VerificationEvent`s.
 //!
-//! Data flows one way, and the modules below are in its order; `ARCHITECTURE.md` draws the picture.
+//! Data flows one way, and the modules below stand in its order; `ARCHITECTURE.md` draws the picture.
+//!
+//! - [`proto`]: the generated code of package `verdict.v1`, the vocabulary of all that follows.
+//! - [`event`]: the ids, the encoding and the JSON of events.
+//! - [`error`]: the reasons that callers can be given.
+//! - [`provider`]: how each provider signs, and what its words mean in ours.
+//! - [`source`]: the configured sources, with their secrets.
+//! - [`ingest`]: the way of one webhook, from its bytes to its answer.
+//! - [`log`]: where events become durable and get their order.
+//! - [`filter`]: which events a subscriber wants.
+//! - [`subscription`]: a position in, a stream out.
+//! - [`config`]: the configuration, checked in full before anything is opened.
+//! - [`transport`]: the network, and the one place that knows it.
+//! - [`http_file`]: webhooks in files.
+//! - [`cli`]: the commands.
 
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod event;
 pub mod filter;
+pub mod http_file;
 pub mod ingest;
 pub mod log;
 pub mod proto;

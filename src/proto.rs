@@ -58,6 +58,11 @@ pub enum SubscribeMessage {
     Draining(Draining),
 }
 
+impl prost::Name for SubscribeResponse {
+    const NAME: &'static str = "SubscribeResponse";
+    const PACKAGE: &'static str = "verdict.v1";
+}
+
 impl fmt::Debug for PersonalData {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PersonalData(redacted)")

@@ -71,14 +71,13 @@ struct Shared {
 /// The caller owns the socket, the log and the moment of stopping.
 pub async fn run(
     config: ServerConfig,
-    sources: Vec<Source>,
+    sources: Vec<Arc<Source>>,
     log: Arc<dyn EventLog>,
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let draining = CancellationToken::new();
     let grace = Duration::from_secs(config.shutdown_grace_seconds);
-    let sources = sources.into_iter().map(Arc::new).collect();
     let shared = Shared {
         ingestor: Arc::new(Ingestor::new(sources, Arc::clone(&log))),
         ingests: Arc::new(Semaphore::new(config.max_concurrent_ingests)),

@@ -1,0 +1,136 @@
+//! What people see: one line an event.
+
+use std::io::{self, IsTerminal};
+
+use anstyle::{AnsiColor, Style};
+use clap::ValueEnum;
+
+use crate::proto::{
+    Outcome, Reason, ReasonCode, SubjectChangeKind, Verification, VerificationEvent,
+    verification_event::Detail,
+};
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// A line with columns, for people.
+    Table,
+    /// A JSON object on a line, for programs.
+    Json,
+}
+
+impl Format {
+    /// The chosen format; else a table on a terminal, and JSON in a pipe.
+    pub(super) fn or_detect(chosen: Option<Self>) -> Self {
+        chosen.unwrap_or_else(|| match io::stdout().is_terminal() {
+            true => Self::Table,
+            false => Self::Json,
+        })
+    }
+}
+
+/// The head of the table of events.
+pub(super) fn event_head() -> String {
+    let style = Style::new().bold();
+    let head = columns(
+        "RECEIVED",
+        "PROVIDER",
+        "WHAT",
+        Style::new(),
+        "SUBJECT",
+        "WHY",
+    );
+    format!("{style}{head}{style:#}")
+}
+
+/// The row of an event.
+pub(super) fn event_row(event: &VerificationEvent) -> String {
+    let source = event.source.as_ref();
+    let provider = source.map_or("", |source| &source.provider);
+    let subject = event.subject.as_ref();
+    let subject = subject.map_or("-", |subject| &subject.provider_subject_id);
+    let (what, style, why) = match &event.detail {
+        Some(Detail::Verification(verification)) => {
+            let outcome = verification.outcome();
+            let style = outcome_style(outcome);
+            (
+                short(outcome.as_str_name(), "OUTCOME_"),
+                style,
+                why(event, verification),
+            )
+        }
+        Some(Detail::SubjectChange(change)) => {
+            let kind = SubjectChangeKind::as_str_name(&change.kind());
+            (
+                short(kind, "SUBJECT_CHANGE_KIND_"),
+                Style::new(),
+                change.level.clone(),
+            )
+        }
+        Some(Detail::CredentialShare(share)) => (
+            "CREDENTIAL_SHARED",
+            Style::new(),
+            share.credential_id.clone(),
+        ),
+        None => ("-", Style::new(), String::new()),
+    };
+    let received_at = event.received_at.unwrap_or_default();
+    let time = jiff::Timestamp::new(received_at.seconds, received_at.nanos).unwrap_or_default();
+    let time = time.strftime("%H:%M:%SZ").to_string();
+    columns(&time, provider, what, style, subject, &why)
+}
+
+fn columns(
+    time: &str,
+    provider: &str,
+    what: &str,
+    style: Style,
+    subject: &str,
+    why: &str,
+) -> String {
+    let subject = clip(subject);
+    format!("{time:<10} {provider:<9} {style}{what:<17}{style:#} {subject:<24} {why}")
+}
+
+/// A subject's id that fits its column. It comes from outside: nothing in it may steer the terminal.
+fn clip(text: &str) -> String {
+    const WIDTH: usize = 24;
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    match text.char_indices().nth(WIDTH) {
+        None => text,
+        Some(_) => text.chars().take(WIDTH - 1).chain(['…']).collect(),
+    }
+}
+
+fn why(event: &VerificationEvent, verification: &Verification) -> String {
+    let mut words = Vec::new();
+    if !verification.level.is_empty() {
+        words.push(format!("level {}", clip(&verification.level)));
+    }
+    words.extend(verification.reasons.iter().map(reason));
+    if event.late {
+        words.push("late".to_owned());
+    }
+    words.join(", ")
+}
+
+fn reason(reason: &Reason) -> String {
+    let code = short(ReasonCode::as_str_name(&reason.code()), "REASON_CODE_");
+    match reason.provider_code.as_str() {
+        "" => code.to_owned(),
+        provider_code => format!("{code} ({})", clip(provider_code)),
+    }
+}
+
+fn short<'n>(name: &'n str, prefix: &str) -> &'n str {
+    name.strip_prefix(prefix).unwrap_or(name)
+}
+
+fn outcome_style(outcome: Outcome) -> Style {
+    let color = match outcome {
+        Outcome::Approved => AnsiColor::Green,
+        Outcome::Rejected | Outcome::Revoked | Outcome::Failed => AnsiColor::Red,
+        _ => AnsiColor::Yellow,
+    };
+    Style::new().fg_color(Some(color.into()))
+}

@@ -1,0 +1,156 @@
+//! `verdict send`
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use super::{
+    CliError, ConfigArg,
+    client::{EndpointArg, failure},
+    output::Format,
+};
+use crate::{
+    config::DEFAULT_ACCOUNT,
+    event, http_file,
+    proto::{Header, IngestRequest, IngestStatus, verdict_service_client::VerdictServiceClient},
+    provider::{RawWebhook, jwe},
+    source::Source,
+};
+
+/// Signs a file as the provider would, and ingests it.
+///
+/// FILE is the body of a webhook: it is signed with the first secret of the source, and encrypted first if the provider
+/// encrypts. A FILE that ends in .http holds a whole request and is sent as it is.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The body of a webhook, or a request in a file that ends in .http.
+    #[arg(required_unless_present = "sample")]
+    file: Option<PathBuf>,
+
+    /// Send a sample of the provider instead of a file.
+    #[arg(long, conflicts_with = "file")]
+    sample: bool,
+
+    /// The provider.
+    #[arg(long)]
+    provider: String,
+
+    /// The account at the provider.
+    #[arg(long, default_value = DEFAULT_ACCOUNT)]
+    account: String,
+
+    /// Print the signed request instead of sending it.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// How to print the answer. The default is a line for people on a terminal and a JSON line in a pipe.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+
+    #[command(flatten)]
+    config: ConfigArg,
+
+    #[command(flatten)]
+    server: EndpointArg,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), CliError> {
+    let webhook = webhook(&args)?;
+    if args.dry_run {
+        let request = http_file::write(&args.provider, &webhook);
+        return io::stdout().write_all(&request).map_err(CliError::failed);
+    }
+    let mut client = VerdictServiceClient::new(args.server.connect().await?);
+    let response = client
+        .ingest(request(&args.provider, &args.account, webhook))
+        .await
+        .map_err(|status| failure(&status))?
+        .into_inner();
+    let status = response.status();
+    match Format::or_detect(args.format) {
+        Format::Json => anstream::println!("{}", event::to_json(&response)),
+        Format::Table => anstream::println!(
+            "{} {}{}",
+            status.as_str_name().trim_start_matches("INGEST_STATUS_"),
+            response.event_id,
+            response.quarantine_id
+        ),
+    }
+    match status {
+        IngestStatus::Quarantined => Err(CliError::Quarantined(
+            "the webhook is genuine, but was not understood; it is in the quarantine".to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn webhook(args: &Args) -> Result<RawWebhook, CliError> {
+    if let Some(file) = &args.file
+        && is_request(file)
+    {
+        return http_file::parse(&read(file)?).map_err(|error| CliError::file(file, error));
+    }
+    let source = args.config.source(&args.provider, &args.account)?;
+    let body = match &args.file {
+        Some(file) => read(file)?,
+        None => sample(&source)?,
+    };
+    sign(&source, body)
+}
+
+/// Whether a file holds a whole request.
+pub(super) fn is_request(file: &Path) -> bool {
+    file.extension()
+        .is_some_and(|extension| extension == "http")
+}
+
+pub(super) fn read(file: &Path) -> Result<Bytes, CliError> {
+    let bytes = fs::read(file).map_err(|error| CliError::file(file, error))?;
+    Ok(bytes.into())
+}
+
+/// A sample that the source's first scheme signs.
+fn sample(source: &Source) -> Result<Bytes, CliError> {
+    let scheme = source.schemes.first().map(|scheme| scheme.name);
+    let samples = source.provider.samples();
+    samples
+        .iter()
+        .find(|sample| Some(sample.scheme) == scheme)
+        .map(|sample| Bytes::from_static(sample.body.as_bytes()))
+        .ok_or_else(|| CliError::Failed("the provider has no sample for this scheme".to_owned()))
+}
+
+/// Signs a body as the source's provider would, with its first scheme, secret and key.
+pub(super) fn sign(source: &Source, body: Bytes) -> Result<RawWebhook, CliError> {
+    let body = match source.decryption_keys.first() {
+        Some(key) => jwe::encrypt(&body, key).map_err(CliError::failed)?.into(),
+        None => body,
+    };
+    let (Some(scheme), Some(secret)) = (source.schemes.first(), source.secrets.first()) else {
+        return Err(CliError::Failed("the source has no secret".to_owned()));
+    };
+    #[expect(clippy::disallowed_methods, reason = "the clock of the sender")]
+    let now = jiff::Timestamp::now();
+    scheme.sign(body, secret, now).map_err(CliError::failed)
+}
+
+/// The request that ingests a webhook.
+pub(super) fn request(provider: &str, account: &str, webhook: RawWebhook) -> IngestRequest {
+    let headers = webhook.headers.iter();
+    IngestRequest {
+        provider: provider.to_owned(),
+        account: account.to_owned(),
+        headers: headers
+            .map(|(name, value)| Header {
+                name: name.to_owned(),
+                value: value.to_owned(),
+            })
+            .collect(),
+        payload: webhook.payload,
+        ..Default::default()
+    }
+}

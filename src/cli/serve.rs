@@ -1,0 +1,82 @@
+//! `verdict serve`
+
+use std::{
+    io::{self, IsTerminal},
+    sync::Arc,
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing_subscriber::EnvFilter;
+
+use super::{CliError, ConfigArg};
+use crate::transport;
+
+/// Runs the service.
+///
+/// Logs go to standard error: readable on a terminal, JSON lines elsewhere. VERDICT_LOG sets the level, for example
+/// VERDICT_LOG=debug. SIGTERM or Ctrl-C stops the service: subscribers are told, calls in flight finish.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), CliError> {
+    let loaded = args.config.load()?;
+    start_logging()?;
+    let stop = stop_signal().map_err(CliError::failed)?;
+
+    let path = loaded.log.path.clone();
+    let log = transport::open_log(&loaded.log).map_err(|error| CliError::file(&path, error))?;
+    let address = loaded.server.grpc_listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| CliError::Failed(format!("cannot listen on {address}: {error}")))?;
+    if loaded.server.insecure {
+        tracing::warn!("server.insecure is set: anyone who can connect may read and write");
+    }
+    tracing::info!(
+        server.address = %listener.local_addr().map_err(CliError::failed)?,
+        log.id = %log.id(),
+        log.position = log.tail().end().0,
+        sources = loaded.sources.len(),
+        "serving"
+    );
+    let sources = loaded.sources.into_iter().map(Arc::new).collect();
+    transport::run(loaded.server, sources, log, listener, stop)
+        .await
+        .map_err(CliError::failed)?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn start_logging() -> Result<(), CliError> {
+    let filter = EnvFilter::builder()
+        .with_env_var("VERDICT_LOG")
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env()
+        .map_err(|error| CliError::Usage(format!("VERDICT_LOG: {error}")))?;
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    match io::stderr().is_terminal() {
+        true => logs.init(),
+        false => logs.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Resolves on SIGTERM or SIGINT.
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,195 @@
+//! `verdict tail`
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use prost::Message;
+use tokio::time;
+use tonic::{Code, Status};
+
+use super::{
+    CliError,
+    client::{EndpointArg, failure},
+    output::{self, Format},
+};
+use crate::{
+    event,
+    proto::{
+        Earliest, EventFilter, EventKind, Latest, Outcome, SubscribeMessage, SubscribeRequest,
+        SubscribeResponse, VerificationEvent, subscribe_request::Start,
+        verdict_service_client::VerdictServiceClient,
+    },
+};
+
+/// Follows the stream of events.
+///
+/// Prints a table on a terminal and JSON lines in a pipe. When the server goes away, it connects again and goes on
+/// after the last event, without a gap.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where to start: earliest, latest, or after a cursor that an earlier line carried.
+    #[arg(long, default_value = "latest", value_name = "earliest|latest|CURSOR")]
+    from: String,
+
+    /// Start at the first event that was received at this time or later, for example 2026-05-04T10:00:00Z.
+    #[arg(long, conflicts_with = "from", value_name = "TIME")]
+    since: Option<jiff::Timestamp>,
+
+    /// Only events of this provider. Can be given more than once, like all that follow.
+    #[arg(long)]
+    provider: Vec<String>,
+
+    /// Only events of this account.
+    #[arg(long)]
+    account: Vec<String>,
+
+    /// Only events of this kind.
+    #[arg(long, value_enum)]
+    kind: Vec<Kind>,
+
+    /// Only events with this outcome, for example approved.
+    #[arg(long, value_parser = outcome)]
+    outcome: Vec<Outcome>,
+
+    /// Only events about the subject with this id at the provider.
+    #[arg(long)]
+    subject_id: Vec<String>,
+
+    /// Only events about the subject with this id of ours.
+    #[arg(long)]
+    external_id: Vec<String>,
+
+    /// Only events of the verification with this id.
+    #[arg(long)]
+    verification_id: Vec<String>,
+
+    /// Only events whose outcome is final.
+    #[arg(long)]
+    final_only: bool,
+
+    /// Also show personal data (JSON only).
+    #[arg(long)]
+    personal_data: bool,
+
+    /// End when every event that is in the log now has been printed.
+    #[arg(long)]
+    until_caught_up: bool,
+
+    /// How to print.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+
+    #[command(flatten)]
+    server: EndpointArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    Verification,
+    SubjectChange,
+    CredentialShare,
+}
+
+fn outcome(name: &str) -> Result<Outcome, String> {
+    let full = format!("OUTCOME_{}", name.to_uppercase().replace('-', "_"));
+    Outcome::from_str_name(&full).ok_or_else(|| format!("no outcome is called {name}"))
+}
+
+/// How long to wait before the first try to connect again; doubled with each one that fails.
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+const MAX_DELAY: Duration = Duration::from_secs(10);
+
+pub(super) async fn run(args: Args) -> Result<(), CliError> {
+    let format = Format::or_detect(args.format);
+    if format == Format::Table {
+        anstream::println!("{}", output::event_head());
+    }
+    let mut request = request(&args);
+    let mut channel = args.server.connect().await?;
+    let mut delay = FIRST_DELAY;
+    loop {
+        let before = request.start.clone();
+        match follow(VerdictServiceClient::new(channel), &mut request, format).await {
+            Ok(()) => return Ok(()),
+            Err(status) if status.code() == Code::Unavailable || status.code() == Code::Unknown => {
+                anstream::eprintln!("connection lost, connecting again");
+            }
+            Err(status) => return Err(failure(&status)),
+        }
+        if request.start != before {
+            delay = FIRST_DELAY;
+        }
+        channel = loop {
+            time::sleep(delay).await;
+            delay = (delay * 2).min(MAX_DELAY);
+            if let Ok(channel) = args.server.endpoint.connect().await {
+                break channel;
+            }
+        };
+    }
+}
+
+/// Prints until the stream ends, and keeps in `request` where to go on.
+async fn follow(
+    mut client: VerdictServiceClient<tonic::transport::Channel>,
+    request: &mut SubscribeRequest,
+    format: Format,
+) -> Result<(), Status> {
+    let mut stream = client.subscribe(request.clone()).await?.into_inner();
+    while let Some(response) = stream.message().await? {
+        print(&response, format)?;
+        request.start = Some(Start::AfterCursor(response.cursor));
+    }
+    Ok(())
+}
+
+fn print(response: &SubscribeResponse, format: Format) -> Result<(), Status> {
+    let Some(SubscribeMessage::Event(event)) = &response.message else {
+        return Ok(());
+    };
+    match format {
+        Format::Json => anstream::println!("{}", event::to_json(response)),
+        Format::Table => {
+            let event = VerificationEvent::decode(event.clone())
+                .map_err(|error| Status::data_loss(error.to_string()))?;
+            anstream::println!("{}", output::event_row(&event));
+        }
+    }
+    Ok(())
+}
+
+fn request(args: &Args) -> SubscribeRequest {
+    let start = match (&args.since, args.from.as_str()) {
+        (Some(since), _) => Start::Since(crate::ingest::proto_timestamp(*since)),
+        (None, "earliest") => Start::Earliest(Earliest {}),
+        (None, "latest") => Start::Latest(Latest {}),
+        (None, cursor) => Start::AfterCursor(cursor.to_owned()),
+    };
+    let kind = |kind: &Kind| match kind {
+        Kind::Verification => EventKind::Verification.into(),
+        Kind::SubjectChange => EventKind::SubjectChange.into(),
+        Kind::CredentialShare => EventKind::CredentialShare.into(),
+    };
+    SubscribeRequest {
+        start: Some(start),
+        filter: Some(EventFilter {
+            providers: args.provider.clone(),
+            accounts: args.account.clone(),
+            environments: Vec::new(),
+            kinds: args.kind.iter().map(kind).collect(),
+            outcomes: args
+                .outcome
+                .iter()
+                .map(|outcome| (*outcome).into())
+                .collect(),
+            subject_ids: args.subject_id.clone(),
+            external_ids: args.external_id.clone(),
+            verification_ids: args.verification_id.clone(),
+            final_only: args.final_only,
+        }),
+        consumer: "verdict-tail".to_owned(),
+        include_personal_data: args.personal_data,
+        stop_when_caught_up: args.until_caught_up,
+        heartbeat_interval: None,
+    }
+}
