@@ -89,12 +89,12 @@ fn columns(
     why: &str,
 ) -> String {
     let subject = clip(subject);
-    format!("{time:<10} {provider:<9} {style}{what:<17}{style:#} {subject:<24} {why}")
+    format!("{time:<10} {provider:<9} {style}{what:<17}{style:#} {subject:<36} {why}")
 }
 
 /// A subject's id that fits its column. It comes from outside: nothing in it may steer the terminal.
 fn clip(text: &str) -> String {
-    const WIDTH: usize = 24;
+    const WIDTH: usize = 36;
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     match text.char_indices().nth(WIDTH) {
         None => text,

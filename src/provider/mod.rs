@@ -215,6 +215,16 @@ impl VerifiedWebhook {
     }
 }
 
+impl fmt::Debug for VerifiedWebhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerifiedWebhook")
+            .field("raw", &self.raw)
+            .field("scheme", &self.scheme.name)
+            .field("secret_id", &self.secret_id)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What a genuine webhook means.
 #[derive(Debug)]
 pub enum Normalized {
