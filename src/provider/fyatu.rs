@@ -13,7 +13,7 @@
 //!   PHP's `json_encode` do.
 //! - With these three schemes the event's name, `eventId` and `version` are not signed. So a name counts only when the
 //!   signed status says the same, an event is recognized by the signed bytes, and a card event that speaks of KYC is a
-//!   contradiction.
+//!   contradiction. No two names fit the same `data`: whoever swaps the name gains no event and suppresses none.
 //! - The tolerance of `header_v1` was cut off on the page; the source's own applies. The key is taken to be the hex
 //!   text of the secret's SHA-256.
 //! - The reason of a rejection is Didit's warning as JSON in a string, or a sentence.
@@ -223,13 +223,19 @@ fn detail(body: &Body, whole_body_signed: bool) -> Result<Option<Detail>, Normal
             _ => Ok(None),
         },
         Named::Changed(kind) => Ok(Some(subject_change(kind, data))),
-        Named::Created => match kyc_status.or(data.status.as_deref()) {
+        Named::Created => match (kyc_status, data.status.as_deref()) {
             // Not verified, on purpose: the one event in which that is said.
-            Some("WAIVED") => Ok(Some(verification(Outcome::Waived, "WAIVED", data))),
-            None | Some("UNSUBMITTED" | "PENDING" | "ACTIVE") => {
+            (Some("WAIVED"), _) => Ok(Some(verification(Outcome::Waived, "WAIVED", data))),
+            (None | Some("UNSUBMITTED" | "PENDING"), _) if whole_body_signed => {
                 Ok(Some(subject_change(SubjectChangeKind::Created, data)))
             }
-            Some(status) => outcome(status).and_then(|_| disagree(status)),
+            // Unlike a pending verdict, it has no status of KYC.
+            (None, None | Some("PENDING")) => {
+                Ok(Some(subject_change(SubjectChangeKind::Created, data)))
+            }
+            (Some(status), _) | (None, Some(status)) => {
+                outcome(status).and_then(|_| disagree(status))
+            }
         },
         Named::Verdict(verdict) => {
             // `status` is the account's in F4 and the verdict's before.
@@ -239,7 +245,12 @@ fn detail(body: &Body, whole_body_signed: bool) -> Result<Option<Detail>, Normal
                     return disagree(status);
                 }
             }
-            match kyc_status.or(status) {
+            // A created card holder is pending too, but has no status of KYC.
+            let confirmed = match verdict {
+                Outcome::Pending => kyc_status,
+                _ => kyc_status.or(status),
+            };
+            match confirmed {
                 Some(word) => Ok(Some(verification(verdict, word, data))),
                 None if whole_body_signed => Ok(Some(verification(verdict, "", data))),
                 None => Err(NormalizeError::Contradiction(

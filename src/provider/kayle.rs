@@ -148,7 +148,9 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
         reason: cancel_reason,
     } = body.data;
     if outcome == Approved && failure_code.is_some() {
-        return Err(NormalizeError::disagree(event_type, "failure_code"));
+        return Err(NormalizeError::Contradiction(
+            "the session succeeded, but a failure_code is given".to_owned(),
+        ));
     }
     match outcome_word.as_deref() {
         None | Some("not_verified") => {}

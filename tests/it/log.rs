@@ -1,1 +1,495 @@
+//! One contract for all logs. Each check runs on every implementation; closing and opening again is part of it where
+//! the log outlives its process.
 
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use proptest::{prelude::*, test_runner::TestRunner};
+use prost::Message;
+use prost_types::Timestamp;
+use tempfile::TempDir;
+use uuid::Uuid;
+use verdict::{
+    event::{self, EncodedEvent},
+    log::{
+        Appended, EventLog, NewEvent, NewQuarantined, Position, ReadLimit, StoredEvent,
+        embedded::{EmbeddedLog, OpenError},
+    },
+    proto::{PersonalData, VerificationEvent},
+};
+
+use crate::support::{embedded_log, memory_log};
+
+/// A log that can be closed and opened again, if its kind survives that.
+enum Opened {
+    Memory(Arc<dyn EventLog>),
+    Embedded(TempDir, Option<Arc<dyn EventLog>>),
+}
+
+impl Opened {
+    fn all() -> [Self; 2] {
+        let directory = TempDir::new().unwrap();
+        let log = embedded_log(&directory);
+        [
+            Self::Memory(memory_log()),
+            Self::Embedded(directory, Some(log)),
+        ]
+    }
+
+    fn log(&self) -> &dyn EventLog {
+        match self {
+            Self::Memory(log) => log.as_ref(),
+            Self::Embedded(_, log) => log.as_ref().unwrap().as_ref(),
+        }
+    }
+
+    fn reopen(&mut self) {
+        if let Self::Embedded(directory, log) = self {
+            *log = None;
+            *log = Some(embedded_log(directory));
+        }
+    }
+}
+
+const ALL: ReadLimit = ReadLimit {
+    records: usize::MAX,
+    bytes: usize::MAX,
+};
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp { seconds, nanos: 0 }
+}
+
+/// An event whose content follows from its number.
+fn new_event(number: u128, verification: Option<u8>, occurred_at: Option<i64>) -> NewEvent {
+    let encoded = event::encode(VerificationEvent {
+        event_id: Uuid::from_u128(number).to_string(),
+        personal_data: Some(PersonalData {
+            full_name: format!("name {number}"),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    NewEvent {
+        event_id: Uuid::from_u128(number),
+        content_sha256: [number as u8; 32],
+        verification: verification.map(|verification| [verification; 32]),
+        occurred_at: occurred_at.map(at),
+        received_at: at(1000 + number as i64),
+        encoded,
+        delivery: Bytes::from(format!("delivery {number}")),
+    }
+}
+
+fn decode(stored: &StoredEvent) -> VerificationEvent {
+    VerificationEvent::decode(stored.encoded.to_bytes(true)).unwrap()
+}
+
+#[tokio::test]
+async fn events_are_read_in_the_order_of_their_positions() {
+    for mut opened in Opened::all() {
+        for number in 1..=10 {
+            let appended = opened
+                .log()
+                .append(new_event(number, None, None))
+                .await
+                .unwrap();
+            assert_eq!(appended, Appended::New(Position(number as u64)));
+        }
+        for _ in 0..2 {
+            let log = opened.log();
+            assert_eq!(log.tail().end(), Position(10));
+            let events = log.read(Position(3), ALL).await.unwrap();
+            let positions: Vec<u64> = events.iter().map(|event| event.position.0).collect();
+            assert_eq!(positions, [4, 5, 6, 7, 8, 9, 10]);
+            assert_eq!(
+                decode(&events[0]).personal_data.unwrap().full_name,
+                "name 4"
+            );
+            assert!(log.read(Position(10), ALL).await.unwrap().is_empty());
+            assert!(log.read(Position(u64::MAX), ALL).await.unwrap().is_empty());
+            opened.reopen();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_read_stops_at_its_limits() {
+    for opened in Opened::all() {
+        let log = opened.log();
+        for number in 1..=10 {
+            let _ = log.append(new_event(number, None, None)).await.unwrap();
+        }
+        let read = async |records, bytes| {
+            log.read(Position(0), ReadLimit { records, bytes })
+                .await
+                .unwrap()
+                .len()
+        };
+        assert_eq!(read(3, usize::MAX).await, 3);
+        assert_eq!(read(usize::MAX, 1).await, 1);
+        assert_eq!(read(0, usize::MAX).await, 1);
+        let one = log
+            .read(
+                Position(0),
+                ReadLimit {
+                    records: 1,
+                    bytes: 0,
+                },
+            )
+            .await
+            .unwrap();
+        let size = one[0].encoded.event.len() + one[0].encoded.personal_data.len();
+        assert_eq!(read(usize::MAX, 2 * size).await, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_redelivery_is_recognized_and_a_conflict_told_apart() {
+    for mut opened in Opened::all() {
+        let first = new_event(1, Some(1), Some(1));
+        let _ = opened.log().append(first.clone()).await.unwrap();
+        let _ = opened
+            .log()
+            .append(new_event(2, Some(1), Some(2)))
+            .await
+            .unwrap();
+        for _ in 0..2 {
+            let log = opened.log();
+            let again = log.append(first.clone()).await.unwrap();
+            assert_eq!(again, Appended::Duplicate(Position(1)));
+            let conflict = NewEvent {
+                content_sha256: [9; 32],
+                ..first.clone()
+            };
+            assert_eq!(
+                log.append(conflict).await.unwrap(),
+                Appended::Conflict(Position(1))
+            );
+            assert_eq!(log.tail().end(), Position(2));
+            opened.reopen();
+        }
+        // Neither of them counted.
+        let _ = opened
+            .log()
+            .append(new_event(3, Some(1), Some(3)))
+            .await
+            .unwrap();
+        let last = opened.log().read(Position(2), ALL).await.unwrap();
+        assert_eq!(decode(&last[0]).revision, 3);
+    }
+}
+
+#[tokio::test]
+async fn one_of_many_deliveries_at_once_is_new() {
+    for opened in Opened::all() {
+        let log = opened.log();
+        let appends = (0..50).map(|_| log.append(new_event(1, Some(1), None)));
+        let appended = futures_util::future::join_all(appends).await;
+        let appended: Vec<Appended> = appended.into_iter().map(Result::unwrap).collect();
+        let new = appended
+            .iter()
+            .filter(|a| **a == Appended::New(Position(1)))
+            .count();
+        let duplicate = appended
+            .iter()
+            .filter(|a| **a == Appended::Duplicate(Position(1)))
+            .count();
+        assert_eq!((new, duplicate), (1, 49));
+    }
+}
+
+#[tokio::test]
+async fn revisions_count_the_events_of_a_verification_and_late_ones_are_marked() {
+    for mut opened in Opened::all() {
+        let times = [Some(10), Some(5), None, Some(20), Some(19), Some(20)];
+        for (number, occurred_at) in (1..).zip(times) {
+            let _ = opened
+                .log()
+                .append(new_event(number, Some(1), occurred_at))
+                .await
+                .unwrap();
+            let _ = opened
+                .log()
+                .append(new_event(100 + number, None, occurred_at))
+                .await
+                .unwrap();
+            opened.reopen();
+        }
+        let events = opened.log().read(Position(0), ALL).await.unwrap();
+        let places: Vec<(u64, bool)> = events
+            .iter()
+            .map(decode)
+            .map(|event| (event.revision, event.late))
+            .collect();
+        let (own, other): (Vec<_>, Vec<_>) =
+            places.chunks(2).map(|pair| (pair[0], pair[1])).unzip();
+        assert_eq!(
+            own,
+            [
+                (1, false),
+                (2, true),
+                (3, false),
+                (4, false),
+                (5, true),
+                (6, false)
+            ]
+        );
+        assert_eq!(other, [(0, false); 6]);
+    }
+}
+
+#[tokio::test]
+async fn an_event_and_its_evidence_are_found() {
+    for mut opened in Opened::all() {
+        for number in 1..=3 {
+            let _ = opened
+                .log()
+                .append(new_event(number, None, None))
+                .await
+                .unwrap();
+        }
+        opened.reopen();
+        let log = opened.log();
+        let found = log.find(Uuid::from_u128(2)).await.unwrap().unwrap();
+        assert_eq!(found.position, Position(2));
+        assert_eq!(
+            log.delivery(Position(2)).await.unwrap().unwrap(),
+            "delivery 2"
+        );
+        assert!(log.find(Uuid::from_u128(9)).await.unwrap().is_none());
+        assert!(log.delivery(Position(9)).await.unwrap().is_none());
+        assert!(log.delivery(Position(0)).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_time_is_found_though_events_were_not_received_in_order() {
+    for mut opened in Opened::all() {
+        for (number, received_at) in (1..).zip([10, 30, 20, 30, 50, 40]) {
+            let event = NewEvent {
+                received_at: at(received_at),
+                ..new_event(number, None, None)
+            };
+            let _ = opened.log().append(event).await.unwrap();
+        }
+        opened.reopen();
+        let log = opened.log();
+        for (since, before) in [
+            (0, 0),
+            (10, 0),
+            (11, 1),
+            (20, 1),
+            (30, 1),
+            (31, 4),
+            (40, 4),
+            (50, 4),
+            (51, 6),
+        ] {
+            let position = log.position_before(at(since)).await.unwrap();
+            assert_eq!(position, Position(before), "since {since}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_empty_log_reads_as_one() {
+    for opened in Opened::all() {
+        let log = opened.log();
+        assert_eq!((log.start(), log.tail().end()), (Position(0), Position(0)));
+        assert!(log.read(Position(0), ALL).await.unwrap().is_empty());
+        assert_eq!(log.position_before(at(0)).await.unwrap(), Position(0));
+        assert!(log.quarantined(0, ALL).await.unwrap().is_empty());
+        assert!(log.quarantined(u64::MAX, ALL).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_quarantine_keeps_each_delivery_once_and_in_order() {
+    for mut opened in Opened::all() {
+        let delivery = |number: u128| NewQuarantined {
+            id: Uuid::from_u128(number),
+            summary: Bytes::from(format!("summary {number}")),
+            delivery: Bytes::from(format!("delivery {number}")),
+        };
+        for number in [3, 1, 3, 2, 1] {
+            opened.log().quarantine(delivery(number)).await.unwrap();
+            opened.reopen();
+        }
+        let log = opened.log();
+        let listed = log.quarantined(0, ALL).await.unwrap();
+        let summaries: Vec<&[u8]> = listed
+            .iter()
+            .map(|quarantined| &quarantined.summary[..])
+            .collect();
+        assert_eq!(summaries, [b"summary 3", b"summary 1", b"summary 2"]);
+        let rest = log.quarantined(listed[0].sequence, ALL).await.unwrap();
+        assert_eq!(rest, listed[1..]);
+        let found = log.find_quarantined(Uuid::from_u128(1)).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&listed[1]));
+        assert!(
+            log.find_quarantined(Uuid::from_u128(9))
+                .await
+                .unwrap()
+                .is_none()
+        );
+        // It is no part of the stream.
+        assert_eq!(log.tail().end(), Position(0));
+    }
+}
+
+#[tokio::test]
+async fn who_falls_out_of_the_tail_reads_the_log() {
+    for opened in Opened::all() {
+        let log = opened.log();
+        let large = EncodedEvent {
+            event: vec![0; 1 << 20].into(),
+            personal_data: Bytes::new(),
+        };
+        for number in 1..=20 {
+            let event = NewEvent {
+                encoded: large.clone(),
+                ..new_event(number, None, None)
+            };
+            let _ = log.append(event).await.unwrap();
+        }
+        // 20 MiB were written; the tail holds 16 MiB.
+        assert!(log.tail().read(Position(0), ALL).is_none());
+        let newest = log.tail().read(Position(15), ALL).unwrap();
+        assert_eq!(newest.len(), 5);
+        assert_eq!(log.read(Position(0), ALL).await.unwrap()[15..], newest);
+    }
+}
+
+#[tokio::test]
+async fn a_log_keeps_its_name_and_is_open_once() {
+    let directory = TempDir::new().unwrap();
+    let log = embedded_log(&directory);
+    let name = log.id();
+    let second = EmbeddedLog::open(directory.path(), Uuid::from_u128(2));
+    assert!(matches!(second, Err(OpenError::InUse)), "{second:?}");
+    drop(log);
+    assert_eq!(embedded_log(&directory).id(), name);
+}
+
+#[cfg(unix)]
+#[test]
+fn only_its_owner_may_look_into_a_log() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("log");
+    let _log = EmbeddedLog::open(&path, Uuid::from_u128(1)).unwrap();
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+/// What a test may do to a log.
+#[derive(Clone, Debug)]
+enum Operation {
+    Append {
+        number: u128,
+        verification: Option<u8>,
+        occurred_at: Option<i64>,
+        content: u8,
+    },
+    Reopen,
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    let append = (
+        0..40_u128,
+        proptest::option::of(0..4_u8),
+        proptest::option::of(0..10_i64),
+        0..2_u8,
+    );
+    let append =
+        append.prop_map(
+            |(number, verification, occurred_at, content)| Operation::Append {
+                number,
+                verification,
+                occurred_at,
+                content,
+            },
+        );
+    proptest::collection::vec(
+        prop_oneof![20 => append, 1 => Just(Operation::Reopen)],
+        1..80,
+    )
+}
+
+/// All logs do the same as the simplest one that can be thought of, whatever is done to them.
+#[test]
+fn random_operations_end_as_in_a_model() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..Default::default()
+    });
+    let result = runner.run(&operations(), |operations| {
+        for opened in Opened::all() {
+            runtime.block_on(check_against_model(opened, &operations))?;
+        }
+        Ok(())
+    });
+    result.unwrap();
+}
+
+async fn check_against_model(
+    mut opened: Opened,
+    operations: &[Operation],
+) -> Result<(), TestCaseError> {
+    let mut by_id: HashMap<u128, (u64, u8)> = HashMap::new();
+    let mut verifications: HashMap<u8, (u64, Option<i64>)> = HashMap::new();
+    let mut events: Vec<(u128, u64, bool)> = Vec::new();
+    for operation in operations {
+        let Operation::Append {
+            number,
+            verification,
+            occurred_at,
+            content,
+        } = *operation
+        else {
+            opened.reopen();
+            continue;
+        };
+        let event = NewEvent {
+            content_sha256: [content; 32],
+            ..new_event(number, verification, occurred_at)
+        };
+        let appended = opened.log().append(event).await.unwrap();
+        let expected = match by_id.get(&number) {
+            Some((position, known)) if *known == content => {
+                Appended::Duplicate(Position(*position))
+            }
+            Some((position, _)) => Appended::Conflict(Position(*position)),
+            None => {
+                let (mut revision, mut late) = (0, false);
+                if let Some(verification) = verification {
+                    let (count, latest) = verifications.entry(verification).or_default();
+                    *count += 1;
+                    revision = *count;
+                    late = occurred_at.is_some() && occurred_at < *latest;
+                    *latest = occurred_at.max(*latest);
+                }
+                events.push((number, revision, late));
+                by_id.insert(number, (events.len() as u64, content));
+                Appended::New(Position(events.len() as u64))
+            }
+        };
+        prop_assert_eq!(appended, expected);
+    }
+    let stored = opened.log().read(Position(0), ALL).await.unwrap();
+    let stored: Vec<(u128, u64, bool)> = stored
+        .iter()
+        .map(decode)
+        .map(|event| {
+            (
+                event.event_id.parse::<Uuid>().unwrap().as_u128(),
+                event.revision,
+                event.late,
+            )
+        })
+        .collect();
+    prop_assert_eq!(stored, events);
+    Ok(())
+}
