@@ -144,7 +144,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// A value is missing, unknown or of the wrong type.
-    #[error("{0}")]
+    #[error("{}", first_and_last_line(.0))]
     Value(#[from] config::ConfigError),
     /// There is nothing to take webhooks from.
     #[error("no [[sources]] are configured; README.md shows one")]
@@ -168,6 +168,17 @@ pub enum ConfigError {
         /// What is wrong.
         error: SourceError,
     },
+}
+
+/// An error of TOML's syntax quotes the file over several lines: where it is stands in the first, what it is in the
+/// last.
+fn first_and_last_line(error: &config::ConfigError) -> String {
+    let text = error.to_string();
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    match (lines.next(), lines.next_back()) {
+        (Some(first), Some(last)) => format!("{first}: {last}"),
+        _ => text,
+    }
 }
 
 /// What is wrong with a source.
@@ -418,11 +429,14 @@ fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// Reads secrets, each with its id.
+/// A secret with its id.
+type NamedSecret = (String, Zeroizing<Vec<u8>>);
+
+/// Reads secrets.
 fn read_all(
     configs: &[SecretConfig],
     variables: &Variables,
-) -> Result<Vec<(String, Zeroizing<Vec<u8>>)>, SourceError> {
+) -> Result<Vec<NamedSecret>, SourceError> {
     let mut ids = BTreeSet::new();
     let mut secrets = Vec::new();
     for config in configs {

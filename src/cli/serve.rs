@@ -1,6 +1,7 @@
 //! `verdict serve`
 
 use std::{
+    env,
     io::{self, IsTerminal},
     sync::Arc,
 };
@@ -54,10 +55,10 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
 }
 
 fn start_logging() -> Result<(), CliError> {
-    let filter = EnvFilter::builder()
-        .with_env_var("VERDICT_LOG")
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env()
+    // What the storage engine tells of its housekeeping is of no use to operators.
+    const DEFAULT: &str = "info,fjall=warn,lsm_tree=warn";
+    let levels = env::var("VERDICT_LOG").unwrap_or_else(|_| DEFAULT.to_owned());
+    let filter = EnvFilter::try_new(levels)
         .map_err(|error| CliError::Usage(format!("VERDICT_LOG: {error}")))?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)

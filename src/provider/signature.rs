@@ -151,12 +151,26 @@ const MAX_SIGNATURES: usize = 8;
 
 /// A signature as a webhook carries it, and what it is said to cover.
 struct Claim {
-    /// The signed time, and how it is written.
+    signature: Signature,
+    /// The bytes that are signed, without the time.
+    signed: Bytes,
+}
+
+/// A signature as a webhook carries it.
+struct Signature {
+    /// The signed time in Unix seconds, and how it is written.
     signed_at: Option<(i64, String)>,
     /// The MACs, one of which must be right.
     macs: Vec<Vec<u8>>,
-    /// The bytes that are signed, without the time.
-    signed: Bytes,
+}
+
+impl Signature {
+    fn untimed(mac: Vec<u8>) -> Self {
+        Self {
+            signed_at: None,
+            macs: vec![mac],
+        }
+    }
 }
 
 impl Scheme {
@@ -168,22 +182,20 @@ impl Scheme {
         tolerance: Duration,
         now: Timestamp,
     ) -> Result<(&'s Secret, Bytes), VerifyError> {
-        let claim = self.claim(webhook)?;
-        let time = claim.signed_at.as_ref().map(|(_, text)| text.as_str());
-        let secret = secrets
-            .iter()
-            .find(|secret| {
-                self.hash
-                    .matches(&self.key(secret), time, &claim.signed, &claim.macs)
-            })
-            .ok_or(VerifyError::Mismatch)?;
-        if let Some((signed_at, _)) = claim.signed_at {
+        let Claim { signature, signed } = self.claim(webhook)?;
+        let time = signature.signed_at.as_ref().map(|(_, text)| text.as_str());
+        let matches = |secret: &&Secret| {
+            let key = self.key(secret);
+            self.hash.matches(&key, time, &signed, &signature.macs)
+        };
+        let secret = secrets.iter().find(matches).ok_or(VerifyError::Mismatch)?;
+        if let Some((signed_at, _)) = signature.signed_at {
             let distance = now.as_second().abs_diff(signed_at);
             if distance > tolerance.as_secs() {
                 return Err(VerifyError::Stale(distance));
             }
         }
-        Ok((secret, claim.signed))
+        Ok((secret, signed))
     }
 
     /// Reads the signature, without trusting it.
@@ -196,19 +208,16 @@ impl Scheme {
                     .find_map(|prefix| self.mac(value.strip_prefix(prefix)?))
                     .ok_or(VerifyError::Malformed(header))?;
                 Ok(Claim {
-                    signed_at: None,
-                    macs: vec![mac],
+                    signature: Signature::untimed(mac),
                     signed: webhook.payload.clone(),
                 })
             }
             Recipe::TimestampedBody { header } => {
                 let value = signature_header(&webhook.headers, header)?;
-                let (signed_at, macs) = self
-                    .timestamped(value)
-                    .ok_or(VerifyError::Malformed(header))?;
                 Ok(Claim {
-                    signed_at: Some(signed_at),
-                    macs,
+                    signature: self
+                        .timestamped(value)
+                        .ok_or(VerifyError::Malformed(header))?,
                     signed: webhook.payload.clone(),
                 })
             }
@@ -232,8 +241,7 @@ impl Scheme {
                     .and_then(|text| self.mac(&text))
                     .ok_or(VerifyError::Malformed(signature))?;
                 Ok(Claim {
-                    signed_at: None,
-                    macs: vec![mac],
+                    signature: Signature::untimed(mac),
                     signed: rewritten(&webhook.payload, member, rewrite)?,
                 })
             }
@@ -242,7 +250,7 @@ impl Scheme {
 
     /// Reads `t=<Unix seconds>,v1=<hex>`, in any order, with `v1` once or more. Parts with other names are passed
     /// over: providers announce new schemes in that way.
-    fn timestamped(&self, value: &str) -> Option<((i64, String), Vec<Vec<u8>>)> {
+    fn timestamped(&self, value: &str) -> Option<Signature> {
         let mut signed_at = None;
         let mut macs = Vec::new();
         for part in value.split(',') {
@@ -259,7 +267,7 @@ impl Scheme {
                 _ => {}
             }
         }
-        signed_at.filter(|_| !macs.is_empty()).map(|t| (t, macs))
+        (signed_at.is_some() && !macs.is_empty()).then_some(Signature { signed_at, macs })
     }
 
     /// A MAC from hex of the right length.

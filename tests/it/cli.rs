@@ -1,1 +1,478 @@
+//! The command line, as the real binary in a process of its own.
 
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Arc,
+};
+
+use futures_util::StreamExt;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time;
+use tonic::{Streaming, transport::Channel};
+use verdict::proto::{
+    IngestStatus, SubscribeMessage, SubscribeResponse, verdict_service_client::VerdictServiceClient,
+};
+
+use crate::support::{PATIENCE, connect, decode, from_earliest, gu1_body, next};
+
+fn verdict() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verdict"));
+    command
+        .env_remove("VERDICT_CONFIG")
+        .env_remove("VERDICT_ENDPOINT");
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().expect("the binary runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// A directory with a configuration of all five providers, and with the log.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self {
+            directory: TempDir::new().expect("a directory"),
+        };
+        let mut config = format!(
+            "[server]\ngrpc_listen = \"127.0.0.1:0\"\n[log]\npath = \"{}\"\n",
+            place.path("log").display()
+        );
+        let root = std::env::current_dir().expect("a current directory");
+        for provider in verdict::provider::PROVIDERS {
+            let source = crate::support::fixture_folder(provider.name()).join("source.toml");
+            let source = fs::read_to_string(source).expect("a source");
+            let absolute = format!("file = \"{}/tests", root.display());
+            config.push_str(&source.replace("file = \"tests", &absolute));
+        }
+        fs::write(place.config(), config).expect("a file");
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn config(&self) -> PathBuf {
+        self.path("verdict.toml")
+    }
+
+    fn serve(&self) -> Serving {
+        let mut process = verdict()
+            .args(["serve", "--config"])
+            .arg(self.config())
+            .env_remove("VERDICT_LOG")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
+        let address = lines
+            .by_ref()
+            .map(|line| line.expect("UTF-8"))
+            .find_map(|line| {
+                let line: Value = serde_json::from_str(&line).expect("logs in a pipe are JSON");
+                Some(line["server.address"].as_str()?.to_owned())
+            });
+        let address = address.expect("the server tells where it listens");
+        // Whoever writes to a pipe that nobody reads has to wait.
+        std::thread::spawn(move || lines.for_each(drop));
+        Serving {
+            process,
+            endpoint: format!("http://{address}"),
+        }
+    }
+}
+
+/// A running server, killed when it is dropped.
+struct Serving {
+    process: Child,
+    endpoint: String,
+}
+
+impl Serving {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = verdict();
+        command
+            .args(arguments)
+            .env("VERDICT_ENDPOINT", &self.endpoint);
+        command
+    }
+
+    async fn client(&self) -> VerdictServiceClient<Channel> {
+        VerdictServiceClient::new(connect(&self.endpoint).await)
+    }
+
+    /// SIGKILL: no handler runs, nothing is flushed.
+    fn kill(&mut self) {
+        self.process.kill().expect("it can be killed");
+        self.process.wait().expect("it ends");
+    }
+
+    fn terminate(&mut self) -> std::process::ExitStatus {
+        let pid = self.process.id().to_string();
+        assert!(run(Command::new("kill").arg(&pid)).status.success());
+        self.process.wait().expect("it ends")
+    }
+
+    /// Resident memory.
+    fn resident_bytes(&self) -> usize {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Linux");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("a line");
+        let kib: usize = line
+            .split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse()
+            .expect("a number");
+        kib << 10
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn the_demo_shows_every_provider_and_every_outcome() {
+    let output = run(verdict().arg("demo"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let shown = stdout(&output);
+    for provider in verdict::provider::PROVIDERS {
+        assert!(shown.contains(provider.name()), "{shown}");
+    }
+    let samples: usize = verdict::provider::PROVIDERS
+        .iter()
+        .map(|p| p.samples().len())
+        .sum();
+    // A head, a row for each event, and what became of all.
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), samples + 2, "{shown}");
+    let summary = format!(
+        "{samples} accepted, 1 duplicate, 1 quarantined, 0 ignored, 1 refused (SIGNATURE_INVALID)"
+    );
+    assert_eq!(lines[lines.len() - 1], summary);
+}
+
+#[test]
+fn a_webhook_is_sent_tailed_and_still_there_after_a_kill() {
+    let place = Place::new();
+    let config = place.config();
+    let config = config.to_str().unwrap();
+    let mut serving = place.serve();
+
+    // A tail that was there before the webhook prints it, and goes on when the server is back.
+    let mut tail = serving
+        .command(&["tail", "--from", "earliest"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut tailed = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let mut next_tailed =
+        || -> Value { serde_json::from_str(&tailed.next().unwrap().unwrap()).unwrap() };
+
+    let mut sent = Vec::new();
+    for provider in verdict::provider::PROVIDERS {
+        let arguments = [
+            "send",
+            "--config",
+            config,
+            "--provider",
+            provider.name(),
+            "--sample",
+        ];
+        let output = run(&mut serving.command(&arguments));
+        assert!(output.status.success(), "{}", stderr(&output));
+        let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(answer["status"], "INGEST_STATUS_ACCEPTED");
+        assert_eq!(next_tailed()["event"]["event_id"], answer["event_id"]);
+        sent.push(answer["event_id"].clone());
+    }
+
+    serving.kill();
+    let serving = place.serve();
+    let output = run(&mut serving.command(&["tail", "--from", "earliest", "--until-caught-up"]));
+    let stored: Vec<Value> = stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let stored: Vec<Value> = stored
+        .iter()
+        .map(|line| line["event"]["event_id"].clone())
+        .collect();
+    assert_eq!(stored, sent);
+
+    let again = ["send", "--config", config, "--provider", "gu1", "--sample"];
+    let answer: Value = serde_json::from_str(&stdout(&run(&mut serving.command(&again)))).unwrap();
+    assert_eq!(answer["status"], "INGEST_STATUS_DUPLICATE");
+    assert_eq!(answer["event_id"], sent[2]);
+    tail.kill().unwrap();
+    tail.wait().unwrap();
+
+    let output = run(&mut serving.command(&["sources"]));
+    let sources: Vec<Value> = stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(sources.len(), 5);
+    assert_eq!(sources[2]["counts"]["duplicate"], "1");
+    let filtered = [
+        "tail",
+        "--from",
+        "earliest",
+        "--until-caught-up",
+        "--outcome",
+        "approved",
+        "--provider",
+        "kayle",
+        "--format",
+        "table",
+    ];
+    let table = stdout(&run(&mut serving.command(&filtered)));
+    assert_eq!(table.lines().count(), 2, "{table}");
+    assert!(table.contains("APPROVED"));
+}
+
+#[test]
+fn a_second_server_on_the_same_log_is_refused_in_one_line() {
+    let place = Place::new();
+    let _serving = place.serve();
+    let output = run(verdict().args(["serve", "--config"]).arg(place.config()));
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("in use by another process"), "{said}");
+}
+
+#[tokio::test]
+async fn sigterm_ends_the_server_in_order() {
+    let place = Place::new();
+    let mut serving = place.serve();
+    let mut client = serving.client().await;
+    let mut stream = client
+        .subscribe(from_earliest())
+        .await
+        .unwrap()
+        .into_inner();
+    next(&mut stream).await;
+    let ended = tokio::task::spawn_blocking(move || serving.terminate());
+    assert!(matches!(
+        next(&mut stream).await.message,
+        Some(SubscribeMessage::Draining(_))
+    ));
+    let status = time::timeout(PATIENCE, ended).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_wrong_configuration_is_one_line_and_exit_code_2() {
+    let place = Place::new();
+    let good = run(verdict()
+        .args(["check-config", "--config"])
+        .arg(place.config()));
+    assert!(good.status.success(), "{}", stderr(&good));
+    assert!(
+        stdout(&good)
+            .contains("fyatu/default: accepts body_sign, body_sign_json, body_sign_php, header_v1")
+    );
+
+    fs::write(place.path("bad.toml"), "[server]\nport = 1\n").unwrap();
+    for command in ["check-config", "serve"] {
+        let bad = run(verdict()
+            .args([command, "--config"])
+            .arg(place.path("bad.toml")));
+        assert_eq!(bad.status.code(), Some(2));
+        let said = stderr(&bad);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(
+            said.starts_with("error: configuration: ") && said.contains("port"),
+            "{said}"
+        );
+    }
+    let none = run(verdict().arg("serve"));
+    assert_eq!(none.status.code(), Some(2));
+}
+
+#[test]
+fn a_webhook_is_normalized_offline() {
+    let file = |provider: &str, case: &str| crate::support::fixture_folder(provider).join(case);
+    let normalize = |provider: &str, file: &Path| {
+        run(verdict()
+            .args(["normalize", "--provider", provider])
+            .arg(file))
+    };
+    let output = normalize("gu1", &file("gu1", "kyc_approved.http"));
+    let event: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(event["verification"]["outcome"], "OUTCOME_APPROVED");
+    assert_eq!(event["personal_data"]["full_name"], "Erika Güeno");
+
+    let output = normalize("gu1", &file("gu1", "unknown_event.http"));
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("kyc.validation_teleported is not known"));
+    let output = normalize("gu1", &file("gu1", "alert.http"));
+    assert!(output.status.success() && stdout(&output).is_empty());
+    let output = normalize("acme", &file("gu1", "alert.http"));
+    assert_eq!(output.status.code(), Some(2));
+    let output = normalize("gu1", Path::new("nowhere.http"));
+    assert_eq!(output.status.code(), Some(1));
+
+    // Encrypted: with the keys of a configuration, and as plain JSON without any.
+    let encrypted = file("kayle", "second_key.http");
+    let place = Place::new();
+    let output = run(verdict()
+        .args(["normalize", "--provider", "kayle", "--config"])
+        .arg(place.config())
+        .arg(encrypted));
+    let event: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(event["verification"]["outcome"], "OUTCOME_EXPIRED");
+    let kayle = verdict::provider::find("kayle").unwrap();
+    fs::write(place.path("body.json"), kayle.samples()[0].body).unwrap();
+    let output = normalize("kayle", &place.path("body.json"));
+    let event: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(event["verification"]["outcome"], "OUTCOME_APPROVED");
+}
+
+#[test]
+fn a_signed_request_can_be_written_to_a_file_and_sent_as_it_is() {
+    let place = Place::new();
+    let serving = place.serve();
+    let body = place.path("body.json");
+    fs::write(&body, gu1_body("1")).unwrap();
+    let send = |file: &Path, more: &[&str]| {
+        let mut command = serving.command(&["send", "--provider", "gu1"]);
+        run(command
+            .args(more)
+            .env("VERDICT_CONFIG", place.config())
+            .arg(file))
+    };
+    let request = send(&body, &["--dry-run"]).stdout;
+    assert!(request.ends_with(gu1_body("1").as_bytes()));
+    let recorded = place.path("recorded.http");
+    fs::write(&recorded, &request).unwrap();
+    let accepted = send(&recorded, &["--format", "table"]);
+    assert!(
+        stdout(&accepted).starts_with("ACCEPTED "),
+        "{}",
+        stderr(&accepted)
+    );
+    let duplicate = send(&body, &["--format", "table"]);
+    assert!(stdout(&duplicate).starts_with("DUPLICATE "));
+
+    fs::write(&body, "{}").unwrap();
+    let quarantined = send(&body, &[]);
+    assert_eq!(quarantined.status.code(), Some(3));
+    fs::write(&recorded, [&request[..], b" "].concat()).unwrap();
+    let forged = send(&recorded, &[]);
+    assert_eq!(forged.status.code(), Some(1));
+    assert!(stderr(&forged).contains("SIGNATURE_INVALID"));
+}
+
+#[test]
+fn nobody_there_is_said_so() {
+    let output = run(verdict().args(["sources", "--endpoint", "http://127.0.0.1:9"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("is `verdict serve` running there?"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+/// Ingests so many events, numbered from `first`, many at a time.
+async fn ingest(client: &VerdictServiceClient<Channel>, first: usize, count: usize) {
+    let source = Arc::new(crate::support::fixture_source("gu1"));
+    let ingested = futures_util::stream::iter(first..first + count)
+        .map(|number| {
+            let (mut client, source) = (client.clone(), Arc::clone(&source));
+            async move {
+                let webhook = crate::support::sign(&source, gu1_body(&number.to_string()));
+                let request = crate::support::request("gu1", &webhook);
+                let answer = client
+                    .ingest(request)
+                    .await
+                    .expect("a good webhook")
+                    .into_inner();
+                assert_eq!(answer.status(), IngestStatus::Accepted);
+            }
+        })
+        .buffer_unordered(256)
+        .count();
+    assert_eq!(ingested.await, count);
+}
+
+/// Reads events until so many have come; returns the last cursor.
+async fn read(stream: &mut Streaming<SubscribeResponse>, count: usize) -> Vec<String> {
+    let mut ids = Vec::with_capacity(count);
+    while ids.len() < count {
+        if let Some(SubscribeMessage::Event(event)) = next(stream).await.message {
+            ids.push(
+                decode(event)
+                    .subject
+                    .expect("a subject")
+                    .provider_subject_id,
+            );
+        }
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_stops_reading_loses_nothing_and_costs_no_memory() {
+    const EVENTS: usize = 100_000;
+    let place = Place::new();
+    let serving = place.serve();
+    let client = serving.client().await;
+
+    // What the log itself keeps in memory for so many events.
+    ingest(&client, 0, EVENTS).await;
+    let without = serving.resident_bytes();
+
+    // On a connection of its own: its flow control must not hold up the others.
+    let mut stalled = serving
+        .client()
+        .await
+        .subscribe(from_earliest())
+        .await
+        .unwrap()
+        .into_inner();
+    let first = read(&mut stalled, 1).await;
+    ingest(&client, EVENTS, EVENTS).await;
+    let with = serving.resident_bytes();
+    let grown = with.saturating_sub(without);
+    let grown = grown >> 20;
+    assert!(grown < 48, "{grown} MiB more than {} MiB", without >> 20);
+
+    let rest = read(&mut stalled, 2 * EVENTS - 1).await;
+    let mut seen: Vec<usize> = first
+        .iter()
+        .chain(&rest)
+        .map(|id| id["ent-".len()..].parse().unwrap())
+        .collect();
+    seen.sort_unstable();
+    assert!(
+        seen.into_iter().eq(0..2 * EVENTS),
+        "an event is missing or was sent twice"
+    );
+}

@@ -1,1 +1,233 @@
+//! The configuration: what is refused, in which words, and that every example can be used.
 
+use std::{fs, path::Path};
+
+use tempfile::TempDir;
+use verdict::config::{self, LogKind, Variables};
+
+fn variables(variables: &[(&str, &str)]) -> Variables {
+    let variables = variables.iter();
+    variables
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+const GU1: &str = r#"
+[[sources]]
+provider = "gu1"
+secrets = [{ id = "a", env = "GU1_SECRET" }]
+"#;
+
+fn secret() -> Variables {
+    variables(&[("GU1_SECRET", "s")])
+}
+
+/// What is said about a configuration that must be refused.
+fn refusal(text: &str, variables: &Variables) -> String {
+    let refused = config::parse(text, variables).and_then(|config| config.check(variables));
+    let refused = refused.unwrap_err().to_string();
+    assert!(!refused.contains('\n'), "more than one line: {refused}");
+    refused
+}
+
+#[test]
+fn the_file_goes_over_the_defaults_and_the_environment_over_both() {
+    let config = config::parse(GU1, &secret()).unwrap();
+    assert_eq!(config.server.grpc_listen.to_string(), "127.0.0.1:50051");
+    assert_eq!(config.log.kind, LogKind::Embedded);
+
+    let text = format!("[server]\nmax_headers = 7\ngrpc_listen = \"127.0.0.1:1\"\n{GU1}");
+    let over = [
+        ("VERDICT__SERVER__GRPC_LISTEN", "[::1]:2"),
+        ("VERDICT__LOG__KIND", "memory"),
+        ("VERDICT_CONFIG", "x"),
+    ];
+    let config = config::parse(&text, &variables(&over)).unwrap();
+    assert_eq!(config.server.max_headers, 7);
+    assert_eq!(config.server.grpc_listen.to_string(), "[::1]:2");
+    assert_eq!(config.log.kind, LogKind::Memory);
+}
+
+#[test]
+fn what_is_wrong_is_said_in_one_line() {
+    let none = Variables::new();
+    let kayle =
+        "[[sources]]\nprovider = \"kayle\"\nsecrets = [{ id = \"a\", env = \"GU1_SECRET\" }]\n";
+    let cases = [
+        ("", "no [[sources]] are configured"),
+        ("[server]\nport = 1", "port"),
+        ("[sever]\nport = 1", "sever"),
+        ("[server]\ngrpc_listen = \"nowhere\"", "socket address"),
+        ("[server]\nmax_headers = -1", "max_headers"),
+        (
+            "[server]\nmax_headers = 0",
+            "server.max_headers must be at least 1",
+        ),
+        (
+            "[server]\ngrpc_listen = \"0.0.0.0:50051\"",
+            "insecure = true",
+        ),
+        ("[log]\nkind = \"paper\"", "paper"),
+        (&format!("{GU1}account = []"), "account"),
+        (&format!("{GU1}secret = 1"), "secret"),
+        (&format!("{GU1}{GU1}"), "gu1/default: configured twice"),
+        (
+            &GU1.replace("gu1", "acme"),
+            "acme/default: unknown provider; verdict knows fractal, fyatu, gu1, kayle, ralio",
+        ),
+        (
+            &format!("{GU1}schemes = [\"md5\"]"),
+            "unknown scheme \"md5\"; hmac_sha256 can be accepted",
+        ),
+        (
+            &format!("{GU1}options = {{ allow_plaintext = true }}"),
+            "unknown option \"allow_plaintext\"",
+        ),
+        (
+            &format!("{GU1}keep_unverified = true"),
+            "keep_unverified is not supported",
+        ),
+        (
+            &GU1.replace("{ id = \"a\", env = \"GU1_SECRET\" }", ""),
+            "no secrets",
+        ),
+        (
+            &GU1.replace("env = ", "file = \"x\", env = "),
+            "name either env or file",
+        ),
+        (
+            &GU1.replace(", env = \"GU1_SECRET\"", ""),
+            "name either env or file",
+        ),
+        (
+            &GU1.replace("env = \"GU1_SECRET\"", "value = \"s\""),
+            "value",
+        ),
+        (
+            &GU1.replace("GU1_SECRET", "NOT_SET"),
+            "the environment variable NOT_SET is not set",
+        ),
+        (
+            &GU1.replace("env = \"GU1_SECRET\"", "file = \"/nowhere\""),
+            "cannot read /nowhere",
+        ),
+        (
+            &GU1.replace("]\n", ", { id = \"a\", env = \"GU1_SECRET\" }]\n")
+                .replace("[[sources],", "[[sources]]"),
+            "the id \"a\" is used twice",
+        ),
+        (
+            &format!("{GU1}decryption_keys = [{{ id = \"k\", env = \"GU1_SECRET\" }}]"),
+            "not a private key",
+        ),
+        (kayle, "no decryption_keys are configured"),
+        (
+            &format!("{kayle}decryption_keys = [{{ id = \"k\", env = \"GU1_SECRET\" }}]"),
+            "-----BEGIN PRIVATE KEY-----",
+        ),
+    ];
+    for (text, expected) in cases {
+        let said = refusal(text, &secret());
+        assert!(said.contains(expected), "{text}\nsaid: {said}");
+    }
+    let said = refusal(GU1, &none);
+    assert!(said.contains("GU1_SECRET is not set"), "{said}");
+    let said = config::load(Some(Path::new("/nowhere.toml")), &none)
+        .unwrap_err()
+        .to_string();
+    assert!(said.starts_with("cannot read /nowhere.toml"), "{said}");
+}
+
+#[test]
+fn a_secret_ends_where_its_line_does_and_is_never_shown() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("secret");
+    let text = GU1.replace(
+        "env = \"GU1_SECRET\"",
+        &format!("file = \"{}\"", file.display()),
+    );
+    let none = Variables::new();
+    for (written, empty) in [
+        ("topsecret\n", false),
+        ("topsecret\r\n", false),
+        ("\n", true),
+        ("", true),
+    ] {
+        fs::write(&file, written).unwrap();
+        let checked = config::parse(&text, &none).unwrap().check(&none);
+        match empty {
+            true => assert!(checked.unwrap_err().to_string().ends_with("is empty")),
+            false => {
+                let source = &checked.unwrap().sources[0];
+                let body = bytes::Bytes::from(crate::support::gu1_body("1"));
+                let known = verdict::provider::signature::Secret::new(
+                    "a".to_owned(),
+                    b"topsecret".to_vec(),
+                );
+                let webhook = source.schemes[0]
+                    .sign(body, &known, crate::support::now())
+                    .unwrap();
+                assert!(
+                    source.verify(webhook, crate::support::now()).is_ok(),
+                    "{written:?}"
+                );
+                assert!(!format!("{source:?}").contains("topsecret"));
+            }
+        }
+    }
+}
+
+#[test]
+fn plaintext_needs_no_keys() {
+    let text = "[[sources]]\nprovider = \"kayle\"\nsecrets = [{ id = \"a\", env = \"GU1_SECRET\" }]\noptions = { allow_plaintext = true }";
+    let loaded = config::parse(text, &secret())
+        .unwrap()
+        .check(&secret())
+        .unwrap();
+    let source = &loaded.sources[0];
+    let webhook = crate::support::sign(source, source.provider.samples()[0].body);
+    let webhook = source.verify(webhook, crate::support::real_now()).unwrap();
+    assert!(!source.is_encrypted(&webhook));
+    assert!(source.normalize(&webhook).is_ok());
+}
+
+/// The blocks of a Markdown file that are marked as TOML.
+fn toml_blocks(file: &str) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let blocks = text.split("```toml\n").skip(1);
+    blocks
+        .map(|rest| rest.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn every_configuration_in_the_readme_can_be_used() {
+    let blocks = toml_blocks("README.md");
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let directory = TempDir::new().unwrap();
+        let key = directory.path().join("key.pem");
+        fs::copy("tests/fixtures/kayle/k1.pem", &key).unwrap();
+        // Whatever a secret is read from is there in the place where the reader has it.
+        let mut text = String::new();
+        let mut environment = Variables::new();
+        for line in block.lines() {
+            let mut line = line.to_owned();
+            if let Some(variable) = between(&line, "env = \"") {
+                environment.insert(variable, "s".to_owned());
+            }
+            if let Some(file) = between(&line, "file = \"") {
+                line = line.replace(&file, &key.display().to_string());
+            }
+            text.push_str(&line);
+            text.push('\n');
+        }
+        let checked =
+            config::parse(&text, &environment).and_then(|config| config.check(&environment));
+        checked.unwrap_or_else(|error| panic!("{error}\n{block}"));
+    }
+}
+
+fn between(line: &str, start: &str) -> Option<String> {
+    Some(line.split_once(start)?.1.split('"').next()?.to_owned())
+}

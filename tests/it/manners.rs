@@ -1,1 +1,156 @@
+//! The manners of a gRPC service: health, reflection, many streams, an orderly end.
 
+use std::time::Duration;
+
+use prost::Message;
+use prost_reflect::DescriptorPool;
+use prost_types::FileDescriptorProto;
+use tokio::time;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_reflection::pb::{v1, v1alpha};
+
+use crate::support::{PATIENCE, Server, from_earliest, gu1_body, gu1_request, next, reason};
+
+const SERVICES: [&str; 3] = ["", "verdict.v1.VerdictService", "verdict.v1.AdminService"];
+
+#[tokio::test]
+async fn health_is_told_for_each_service_and_ends_first() {
+    let server = Server::start().await;
+    let mut health = HealthClient::new(server.channel.clone());
+    let mut watches = Vec::new();
+    for service in SERVICES {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let mut watch = health.watch(request).await.unwrap().into_inner();
+        let status = watch.message().await.unwrap().unwrap().status();
+        assert_eq!(status, ServingStatus::Serving, "{service:?}");
+        watches.push(watch);
+    }
+    server.begin_stop();
+    for mut watch in watches {
+        let status = time::timeout(PATIENCE, watch.message()).await.unwrap();
+        assert_eq!(status.unwrap().unwrap().status(), ServingStatus::NotServing);
+    }
+}
+
+/// The files that describe a service, as a client that knows nothing gets them: one by the name of the service, the
+/// others by the names of their imports.
+macro_rules! reflected_files {
+    ($version:ident, $channel:expr) => {{
+        use $version::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let mut client = ServerReflectionClient::new($channel);
+        let service = "verdict.v1.VerdictService".to_owned();
+        let mut wanted = vec![MessageRequest::FileContainingSymbol(service)];
+        let mut files: Vec<FileDescriptorProto> = Vec::new();
+        while let Some(request) = wanted.pop() {
+            let request = ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(request),
+            };
+            let answers = client
+                .server_reflection_info(tokio_stream::once(request))
+                .await;
+            let answer = answers
+                .unwrap()
+                .into_inner()
+                .message()
+                .await
+                .unwrap()
+                .unwrap();
+            let MessageResponse::FileDescriptorResponse(found) = answer.message_response.unwrap()
+            else {
+                panic!("a file is not found");
+            };
+            for file in found.file_descriptor_proto {
+                let file = FileDescriptorProto::decode(&file[..]).unwrap();
+                let imports = file.dependency.iter().cloned();
+                wanted.extend(imports.map(MessageRequest::FileByFilename));
+                if !files.contains(&file) {
+                    files.push(file);
+                }
+            }
+        }
+        files
+    }};
+}
+
+#[tokio::test]
+async fn reflection_describes_every_service_in_both_versions() {
+    let server = Server::start().await;
+    let files = reflected_files!(v1, server.channel.clone());
+    assert_eq!(files, reflected_files!(v1alpha, server.channel.clone()));
+    // It is enough to build requests from, as grpcurl does.
+    let mut pool = DescriptorPool::new();
+    pool.add_file_descriptor_protos(files).unwrap();
+    let service = pool
+        .get_service_by_name("verdict.v1.VerdictService")
+        .unwrap();
+    let methods: Vec<String> = service
+        .methods()
+        .map(|method| method.name().to_owned())
+        .collect();
+    assert_eq!(methods, ["Ingest", "Subscribe", "GetEvent"]);
+    let subscribe = pool
+        .get_message_by_name("verdict.v1.SubscribeResponse")
+        .unwrap();
+    let event = subscribe.get_field_by_name("event").unwrap().kind();
+    assert_eq!(
+        event.as_message().unwrap().full_name(),
+        "verdict.v1.VerificationEvent"
+    );
+}
+
+#[tokio::test]
+async fn one_connection_carries_a_thousand_streams() {
+    let server = Server::start().await;
+    let subscriptions = (0..1000).map(|_| server.subscribe(from_earliest()));
+    let mut streams = futures_util::future::join_all(subscriptions).await;
+    server.accept("1").await;
+    for stream in &mut streams {
+        crate::support::next_event(stream).await;
+    }
+}
+
+#[tokio::test]
+async fn once_the_end_has_begun_no_webhook_is_taken() {
+    let server = Server::start().await;
+    // An open stream keeps its connection from being closed.
+    let mut stream = server.subscribe(from_earliest()).await;
+    next(&mut stream).await;
+    server.begin_stop();
+    let refused = server.ingest(gu1_request(gu1_body("1"))).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    // Either our answer, or a connection that is closed already.
+    if !refused.details().is_empty() {
+        assert_eq!(reason(&refused), "DRAINING");
+    }
+    assert_eq!(server.log.tail().end().0, 0);
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_does_not_hold_up_the_end() {
+    let mut config = crate::support::server_config();
+    config.shutdown_grace_seconds = 1;
+    let server = Server::start_with(config, crate::support::memory_log()).await;
+    for id in 0..200 {
+        server.accept(&id.to_string()).await;
+    }
+    // More than the flow control lets through, and never read.
+    let stuck: Vec<_> =
+        futures_util::future::join_all((0..50).map(|_| server.subscribe(from_earliest()))).await;
+    time::sleep(Duration::from_millis(100)).await;
+    let begun = time::Instant::now();
+    server.stop().await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    drop(stuck);
+}

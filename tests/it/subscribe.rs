@@ -1,1 +1,615 @@
+//! The promises of Subscribe.
 
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message as _;
+use prost_types::Timestamp;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic_types::StatusExt;
+use uuid::Uuid;
+use verdict::{
+    event,
+    filter::Filter,
+    log::{Cursor, EventLog, NewEvent, Position},
+    proto::{
+        Environment, EventFilter, EventKind, Latest, Outcome, SubscribeMessage, SubscribeRequest,
+        SubscribeResponse, VerificationEvent, subscribe_request::Start,
+    },
+    subscription::{Delivery, EndError, Message, Options, Subscription},
+};
+
+use crate::support::{
+    PATIENCE, Server, decode, from_earliest, memory_log, next, next_event, reason, request,
+};
+
+fn from(start: Start) -> SubscribeRequest {
+    SubscribeRequest {
+        start: Some(start),
+        ..Default::default()
+    }
+}
+
+/// The ids of all events that there are, in the order of the stream.
+async fn ids(server: &Server, subscribe: SubscribeRequest) -> Vec<String> {
+    let subscribe = SubscribeRequest {
+        stop_when_caught_up: true,
+        ..subscribe
+    };
+    let mut stream = server.subscribe(subscribe).await;
+    let mut ids = Vec::new();
+    while let Some(response) = stream.message().await.unwrap() {
+        if let Some(SubscribeMessage::Event(event)) = response.message {
+            ids.push(decode(event).event_id);
+        }
+    }
+    ids
+}
+
+#[tokio::test]
+async fn a_stream_starts_where_it_is_told_to() {
+    let server = Server::start().await;
+    let mut accepted = Vec::new();
+    for id in ["1", "2", "3"] {
+        accepted.push(server.accept(id).await);
+    }
+    let all: Vec<String> = accepted
+        .iter()
+        .map(|response| response.event_id.clone())
+        .collect();
+    assert_eq!(ids(&server, from_earliest()).await, all);
+    assert_eq!(
+        ids(
+            &server,
+            from(Start::AfterCursor(accepted[0].cursor.clone()))
+        )
+        .await,
+        all[1..]
+    );
+    assert_eq!(
+        ids(
+            &server,
+            from(Start::AfterCursor(accepted[2].cursor.clone()))
+        )
+        .await,
+        [""; 0]
+    );
+    assert_eq!(ids(&server, SubscribeRequest::default()).await, [""; 0]);
+    assert_eq!(
+        ids(
+            &server,
+            from(Start::Since(Timestamp {
+                seconds: 0,
+                nanos: 0
+            }))
+        )
+        .await,
+        all
+    );
+    let future = Timestamp {
+        seconds: 4_000_000_000,
+        nanos: 0,
+    };
+    assert_eq!(ids(&server, from(Start::Since(future))).await, [""; 0]);
+
+    for (id, start) in [("4", None), ("5", Some(Start::Latest(Latest {})))] {
+        let mut stream = server
+            .subscribe(SubscribeRequest {
+                start,
+                ..Default::default()
+            })
+            .await;
+        assert!(matches!(
+            next(&mut stream).await.message,
+            Some(SubscribeMessage::CaughtUp(_))
+        ));
+        let response = server.accept(id).await;
+        assert_eq!(next_event(&mut stream).await.event_id, response.event_id);
+    }
+}
+
+#[tokio::test]
+async fn what_follows_is_live_and_each_message_can_be_resumed_after() {
+    let server = Server::start().await;
+    server.accept("0").await;
+    let mut stream = server.subscribe(from_earliest()).await;
+    let first = next(&mut stream).await;
+    assert!(matches!(first.message, Some(SubscribeMessage::Event(_))));
+    let caught_up = next(&mut stream).await;
+    assert!(matches!(
+        caught_up.message,
+        Some(SubscribeMessage::CaughtUp(_))
+    ));
+    assert_eq!(caught_up.cursor, first.cursor);
+
+    let mut live = Vec::new();
+    for id in ["1", "2", "3", "4"] {
+        let accepted = server.accept(id).await;
+        let response = next(&mut stream).await;
+        assert_eq!(response.cursor, accepted.cursor);
+        live.push(accepted.event_id);
+    }
+    drop(stream);
+    let resumed = ids(&server, from(Start::AfterCursor(first.cursor))).await;
+    assert_eq!(resumed, live);
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_resumed_after_is_never_a_silent_jump() {
+    let server = Server::start().await;
+    let other = Server::start().await;
+    let foreign = other.accept("1").await.cursor;
+    server.accept("1").await;
+    let ahead = Cursor {
+        log: server.log.id(),
+        position: Position(2),
+    }
+    .encode();
+    for cursor in [foreign, ahead] {
+        let refused = server
+            .client
+            .clone()
+            .subscribe(from(Start::AfterCursor(cursor)))
+            .await;
+        let refused = refused.unwrap_err();
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::OutOfRange, "CURSOR_OUT_OF_RANGE")
+        );
+        let metadata = refused.get_details_error_info().unwrap().metadata;
+        let first = metadata["first_available"].clone();
+        assert_eq!(ids(&server, from(Start::AfterCursor(first))).await.len(), 1);
+    }
+    for cursor in ["", "x", "ää", &"A".repeat(100_000)] {
+        let refused = server
+            .client
+            .clone()
+            .subscribe(from(Start::AfterCursor(cursor.to_owned())))
+            .await;
+        assert_eq!(reason(&refused.unwrap_err()), "INVALID_REQUEST");
+    }
+}
+
+#[tokio::test]
+async fn wrong_wishes_are_named() {
+    let server = Server::start().await;
+    let heartbeat = |seconds: i64, nanos: i32| SubscribeRequest {
+        heartbeat_interval: Some(prost_types::Duration { seconds, nanos }),
+        ..Default::default()
+    };
+    let filter = |filter: EventFilter| SubscribeRequest {
+        filter: Some(filter),
+        ..Default::default()
+    };
+    let wrong = [
+        ("heartbeat_interval", heartbeat(0, 0)),
+        ("heartbeat_interval", heartbeat(0, 999_999_999)),
+        ("heartbeat_interval", heartbeat(56, 0)),
+        ("heartbeat_interval", heartbeat(-15, 0)),
+        ("heartbeat_interval", heartbeat(i64::MAX, i32::MAX)),
+        (
+            "consumer",
+            SubscribeRequest {
+                consumer: "x".repeat(129),
+                ..Default::default()
+            },
+        ),
+        (
+            "since",
+            from(Start::Since(Timestamp {
+                seconds: i64::MAX,
+                nanos: -1,
+            })),
+        ),
+        (
+            "filter.kinds",
+            filter(EventFilter {
+                kinds: vec![0],
+                ..Default::default()
+            }),
+        ),
+        (
+            "filter.outcomes",
+            filter(EventFilter {
+                outcomes: vec![99],
+                ..Default::default()
+            }),
+        ),
+        (
+            "filter.environments",
+            filter(EventFilter {
+                environments: vec![-1],
+                ..Default::default()
+            }),
+        ),
+    ];
+    for (field, request) in wrong {
+        let refused = server.client.clone().subscribe(request).await.unwrap_err();
+        assert_eq!(reason(&refused), "INVALID_REQUEST");
+        let violations = refused.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, field);
+    }
+}
+
+#[tokio::test]
+async fn a_filter_lets_through_what_is_asked_for_and_all_of_it() {
+    let server = Server::start().await;
+    // Everything that the fixtures hold and whose signature has no time.
+    for fixture in crate::support::fixtures() {
+        let name = fixture.provider.name();
+        if name != "kayle" {
+            let _ = server.ingest(request(name, &fixture.webhook)).await;
+        }
+    }
+    let events = events(&server, EventFilter::default()).await;
+    assert!(events.len() > 40, "{}", events.len());
+
+    let verification = |event: &VerificationEvent| match &event.detail {
+        Some(verdict::proto::verification_event::Detail::Verification(verification)) => {
+            Some(verification.clone())
+        }
+        _ => None,
+    };
+    let source = |event: &VerificationEvent| event.source.clone().unwrap();
+    let subject = |event: &VerificationEvent| event.subject.clone().unwrap_or_default();
+    let strings = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect();
+    type Wanted<'a> = Box<dyn Fn(&VerificationEvent) -> bool + 'a>;
+    let cases: Vec<(EventFilter, Wanted<'_>)> = vec![
+        (
+            EventFilter {
+                providers: strings(&["ralio", "fractal"]),
+                ..Default::default()
+            },
+            Box::new(|event| ["ralio", "fractal"].contains(&source(event).provider.as_str())),
+        ),
+        (
+            EventFilter {
+                accounts: strings(&["default"]),
+                ..Default::default()
+            },
+            Box::new(|_| true),
+        ),
+        (
+            EventFilter {
+                environments: vec![Environment::Live.into()],
+                ..Default::default()
+            },
+            Box::new(|event| source(event).environment() == Environment::Live),
+        ),
+        (
+            EventFilter {
+                kinds: vec![
+                    EventKind::SubjectChange.into(),
+                    EventKind::CredentialShare.into(),
+                ],
+                ..Default::default()
+            },
+            Box::new(|event| verification(event).is_none()),
+        ),
+        (
+            EventFilter {
+                outcomes: vec![Outcome::Approved.into(), Outcome::Rejected.into()],
+                ..Default::default()
+            },
+            Box::new(|event| {
+                verification(event)
+                    .is_some_and(|v| [Outcome::Approved, Outcome::Rejected].contains(&v.outcome()))
+            }),
+        ),
+        (
+            EventFilter {
+                subject_ids: strings(&["ent-1"]),
+                ..Default::default()
+            },
+            Box::new(|event| subject(event).provider_subject_id == "ent-1"),
+        ),
+        (
+            EventFilter {
+                external_ids: strings(&["customer-1", "customer-2"]),
+                ..Default::default()
+            },
+            Box::new(|event| {
+                ["customer-1", "customer-2"].contains(&subject(event).external_id.as_str())
+            }),
+        ),
+        (
+            EventFilter {
+                verification_ids: strings(&["val-1"]),
+                ..Default::default()
+            },
+            Box::new(|event| verification(event).is_some_and(|v| v.verification_id == "val-1")),
+        ),
+        (
+            EventFilter {
+                final_only: true,
+                providers: strings(&["gu1"]),
+                ..Default::default()
+            },
+            Box::new(|event| {
+                source(event).provider == "gu1"
+                    && verification(event)
+                        .is_some_and(|v| v.finality() == verdict::proto::Finality::Final)
+            }),
+        ),
+    ];
+    for (filter, wanted) in cases {
+        let expected: Vec<_> = events
+            .iter()
+            .filter(|event| wanted(event))
+            .cloned()
+            .collect();
+        assert!(
+            !expected.is_empty(),
+            "{filter:?} asks for nothing that is there"
+        );
+        assert_eq!(self::events(&server, filter).await, expected);
+    }
+    let nothing = EventFilter {
+        providers: strings(&["acme"]),
+        ..Default::default()
+    };
+    assert!(self::events(&server, nothing).await.is_empty());
+}
+
+async fn events(server: &Server, filter: EventFilter) -> Vec<VerificationEvent> {
+    let subscribe = SubscribeRequest {
+        filter: Some(filter),
+        stop_when_caught_up: true,
+        ..from_earliest()
+    };
+    let mut stream = server.subscribe(subscribe).await;
+    let mut events = Vec::new();
+    while let Some(response) = stream.message().await.unwrap() {
+        if let Some(SubscribeMessage::Event(event)) = response.message {
+            events.push(decode(event));
+        }
+    }
+    events
+}
+
+#[tokio::test]
+async fn a_filtered_stream_ends_with_a_cursor_after_all_that_it_passed_over() {
+    let server = Server::start().await;
+    let mut last = String::new();
+    for id in ["1", "2", "3"] {
+        last = server.accept(id).await.cursor;
+    }
+    let subscribe = SubscribeRequest {
+        filter: Some(EventFilter {
+            providers: vec!["acme".to_owned()],
+            ..Default::default()
+        }),
+        stop_when_caught_up: true,
+        ..from_earliest()
+    };
+    let mut stream = server.subscribe(subscribe).await;
+    let caught_up: SubscribeResponse = next(&mut stream).await;
+    assert!(matches!(
+        caught_up.message,
+        Some(SubscribeMessage::CaughtUp(_))
+    ));
+    assert_eq!(caught_up.cursor, last);
+    assert!(stream.message().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn on_shutdown_a_stream_is_told_where_it_was_and_ends() {
+    let server = Server::start().await;
+    let accepted = server.accept("1").await;
+    let mut stream = server.subscribe(from_earliest()).await;
+    next_event(&mut stream).await;
+    server.begin_stop();
+    let cursor = loop {
+        let response = next(&mut stream).await;
+        if let Some(SubscribeMessage::Draining(_)) = response.message {
+            break response.cursor;
+        }
+    };
+    assert_eq!(cursor, accepted.cursor);
+    let end = time::timeout(PATIENCE, stream.message())
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        (end.code(), reason(&end).as_str()),
+        (Code::Unavailable, "DRAINING")
+    );
+    assert!(end.get_details_retry_info().is_some());
+    server.stop().await;
+}
+
+// What follows needs no network, so time can be paused.
+
+async fn append(log: &Arc<dyn EventLog>, number: u128, size_bytes: usize) {
+    let event = VerificationEvent {
+        event_id: Uuid::from_u128(number).to_string(),
+        normalizer_version: "x".repeat(size_bytes),
+        ..Default::default()
+    };
+    let appended = log.append(NewEvent {
+        event_id: Uuid::from_u128(number),
+        content_sha256: [0; 32],
+        verification: None,
+        occurred_at: None,
+        received_at: Timestamp::default(),
+        encoded: event::encode(event),
+        delivery: Bytes::new(),
+    });
+    let _ = appended.await.unwrap();
+}
+
+fn subscribe(log: &Arc<dyn EventLog>, options: Options) -> (Subscription, CancellationToken) {
+    let draining = CancellationToken::new();
+    (
+        Subscription::new(Arc::clone(log), options, draining.clone()),
+        draining,
+    )
+}
+
+fn options() -> Options {
+    Options {
+        after: Position(0),
+        filter: Filter::try_from(EventFilter::default()).unwrap(),
+        personal_data: false,
+        stop_when_caught_up: false,
+        heartbeat: Duration::from_secs(15),
+    }
+}
+
+fn delivery(position: u64, message: Message) -> Delivery {
+    Delivery {
+        position: Position(position),
+        message,
+    }
+}
+
+async fn next_of(subscription: &mut Subscription) -> Delivery {
+    subscription
+        .next()
+        .await
+        .expect("no end")
+        .expect("no error")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_sends_heartbeats() {
+    let log = memory_log();
+    let (mut subscription, _draining) = subscribe(&log, options());
+    assert_eq!(
+        next_of(&mut subscription).await,
+        delivery(0, Message::CaughtUp)
+    );
+    let start = time::Instant::now();
+    for beat in 1..=3 {
+        assert_eq!(
+            next_of(&mut subscription).await,
+            delivery(0, Message::Heartbeat)
+        );
+        assert_eq!(start.elapsed().as_secs(), 15 * beat);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_moves_the_cursor_of_a_stream_that_matches_nothing() {
+    let log = memory_log();
+    let filter = EventFilter {
+        providers: vec!["acme".to_owned()],
+        ..Default::default()
+    };
+    let heartbeat = Duration::from_secs(1);
+    let (mut subscription, _draining) = subscribe(
+        &log,
+        Options {
+            filter: Filter::try_from(filter).unwrap(),
+            heartbeat,
+            ..options()
+        },
+    );
+    assert_eq!(
+        next_of(&mut subscription).await,
+        delivery(0, Message::CaughtUp)
+    );
+    for number in 1..=3 {
+        append(&log, number, 0).await;
+    }
+    assert_eq!(
+        next_of(&mut subscription).await,
+        delivery(3, Message::Heartbeat)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_stream_sends_heartbeats_too() {
+    let log = memory_log();
+    for number in 1..=100 {
+        append(&log, number, 0).await;
+    }
+    let (mut subscription, _draining) = subscribe(&log, options());
+    let mut beats = 0;
+    for _ in 0..100 {
+        time::advance(Duration::from_secs(1)).await;
+        beats += usize::from(next_of(&mut subscription).await.message == Message::Heartbeat);
+    }
+    assert_eq!(beats, 6);
+}
+
+#[tokio::test]
+async fn who_stops_reading_is_told_and_loses_nothing() {
+    let log = memory_log();
+    let (mut subscription, _draining) = subscribe(&log, options());
+    assert_eq!(next_of(&mut subscription).await.message, Message::CaughtUp);
+    append(&log, 1, 0).await;
+    assert!(matches!(
+        next_of(&mut subscription).await.message,
+        Message::Event(_)
+    ));
+
+    // Far more than the live window holds, while nobody reads.
+    let last = 10_000;
+    for number in 2..=last {
+        append(&log, number, 0).await;
+    }
+    assert_eq!(
+        next_of(&mut subscription).await,
+        delivery(1, Message::FellBehind)
+    );
+    let mut position = 1;
+    loop {
+        let next = next_of(&mut subscription).await;
+        match next.message {
+            Message::Event(event) => {
+                position += 1;
+                assert_eq!(next.position, Position(position));
+                let event = VerificationEvent::decode(event).unwrap();
+                assert_eq!(event.event_id, Uuid::from_u128(position.into()).to_string());
+            }
+            Message::CaughtUp => break,
+            Message::Heartbeat => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(u128::from(position), last);
+}
+
+#[tokio::test]
+async fn a_stream_that_stops_ends_at_what_was_there_when_it_began() {
+    let log = memory_log();
+    append(&log, 1, 0).await;
+    let (mut subscription, _draining) = subscribe(
+        &log,
+        Options {
+            stop_when_caught_up: true,
+            ..options()
+        },
+    );
+    append(&log, 2, 0).await;
+    assert!(matches!(
+        next_of(&mut subscription).await.message,
+        Message::Event(_)
+    ));
+    assert_eq!(
+        next_of(&mut subscription).await,
+        delivery(1, Message::CaughtUp)
+    );
+    assert!(subscription.next().await.is_none());
+    assert!(subscription.next().await.is_none());
+}
+
+#[tokio::test]
+async fn draining_comes_before_anything_else_and_is_the_last_message() {
+    let log = memory_log();
+    append(&log, 1, 0).await;
+    let (mut subscription, draining) = subscribe(&log, options());
+    draining.cancel();
+    assert_eq!(
+        next_of(&mut subscription).await,
+        delivery(0, Message::Draining)
+    );
+    assert!(matches!(
+        subscription.next().await,
+        Some(Err(EndError::Draining))
+    ));
+    assert!(subscription.next().await.is_none());
+}

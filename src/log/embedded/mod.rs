@@ -37,6 +37,10 @@ use super::{
 /// The version of the format described above.
 const FORMAT: u32 = 1;
 
+/// What a keyspace keeps in memory before it writes a table. With fjall's default of 64 MiB the log would take hundreds
+/// of MiB before it takes no more.
+const MEMTABLE_BYTES: u64 = 8 << 20;
+
 /// How many requests may wait for the writer.
 const QUEUE: usize = 1024;
 
@@ -110,7 +114,8 @@ impl EmbeddedLog {
             .mode(0o700)
             .create(path)?;
         let database = Database::builder(path).open()?;
-        let keyspace = |name| database.keyspace(name, KeyspaceCreateOptions::default);
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+        let keyspace = |name| database.keyspace(name, options);
         let id = identify(&database, &keyspace("meta")?, new_id)?;
         let keyspaces = Keyspaces {
             events: keyspace("events")?,
