@@ -61,8 +61,8 @@ async fn a_missing_field_is_named() {
         name: name.to_owned(),
         value: "x".repeat(bytes),
     };
-    type Spoil = Box<dyn Fn(&mut IngestRequest)>;
-    let cases: [(&str, Spoil); 5] = [
+    type Spoil<'a> = Box<dyn Fn(&mut IngestRequest) + 'a>;
+    let cases: [(&str, Spoil<'_>); 5] = [
         ("provider", Box::new(|request| request.provider.clear())),
         ("payload", Box::new(|request| request.payload.clear())),
         (
