@@ -43,7 +43,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
                 "DUPLICATE",
                 "QUARANTINED",
                 "IGNORED",
-                "UNGENUINE"
+                "REFUSED"
             );
             for source in &sources {
                 anstream::println!("{}", row(source));

@@ -72,6 +72,13 @@ impl Place {
         self.path("verdict.toml")
     }
 
+    /// Has the next server listen where an earlier one did.
+    fn listen_on(&self, endpoint: &str) {
+        let config = fs::read_to_string(self.config()).expect("a file");
+        let address = endpoint.strip_prefix("http://").expect("a URL");
+        fs::write(self.config(), config.replace("127.0.0.1:0", address)).expect("a file");
+    }
+
     fn serve(&self) -> Serving {
         let mut process = verdict()
             .args(["serve", "--config"])
@@ -212,6 +219,7 @@ fn a_webhook_is_sent_tailed_and_still_there_after_a_kill() {
     }
 
     serving.kill();
+    place.listen_on(&serving.endpoint);
     let serving = place.serve();
     let output = run(&mut serving.command(&["tail", "--from", "earliest", "--until-caught-up"]));
     let stored: Vec<Value> = stdout(&output)
@@ -228,6 +236,19 @@ fn a_webhook_is_sent_tailed_and_still_there_after_a_kill() {
     let answer: Value = serde_json::from_str(&stdout(&run(&mut serving.command(&again)))).unwrap();
     assert_eq!(answer["status"], "INGEST_STATUS_DUPLICATE");
     assert_eq!(answer["event_id"], sent[2]);
+    let arguments = [
+        "send",
+        "--provider",
+        "gu1",
+        "--config",
+        config,
+        "--format",
+        "json",
+    ];
+    fs::write(place.path("body.json"), gu1_body("after the kill")).unwrap();
+    let output = run(serving.command(&arguments).arg(place.path("body.json")));
+    let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(next_tailed()["event"]["event_id"], answer["event_id"]);
     tail.kill().unwrap();
     tail.wait().unwrap();
 
