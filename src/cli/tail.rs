@@ -101,11 +101,11 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let format = Format::or_detect(args.format);
+    let mut request = request(&args);
+    let mut channel = args.server.connect().await?;
     if format == Format::Table {
         anstream::println!("{}", output::event_head());
     }
-    let mut request = request(&args);
-    let mut channel = args.server.connect().await?;
     let mut delay = FIRST_DELAY;
     loop {
         let before = request.start.clone();

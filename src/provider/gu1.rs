@@ -136,7 +136,6 @@ struct Payload {
     status: Option<String>,
     mode: Option<String>,
     decision: Option<Value>,
-    #[serde(default)]
     warnings: Option<Vec<Warning>>,
     extracted_data: Option<Value>,
     is_current: Option<bool>,

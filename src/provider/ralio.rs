@@ -112,8 +112,7 @@ struct Data {
     user_id_2025: Option<String>,
     related_party_id: Option<String>,
     entity_type: Option<String>,
-    #[serde(default)]
-    checks: Vec<SessionCheck>,
+    checks: Option<Vec<SessionCheck>>,
     state: Option<TextOrNumber>,
     business_user: Option<BusinessUser>,
     related_party: Option<RelatedParty>,
@@ -125,8 +124,7 @@ struct SessionCheck {
     #[serde(rename = "type")]
     check_type: String,
     state: TextOrNumber,
-    #[serde(default)]
-    reasons: Vec<CheckReason>,
+    reasons: Option<Vec<CheckReason>>,
 }
 
 #[derive(Deserialize)]
@@ -209,7 +207,7 @@ impl Session {
     fn verification(self, data: &Data) -> Result<Verification, NormalizeError> {
         let session_id = data.session_id.as_ref();
         let session_id = session_id.or(data.kyc_session.as_ref().map(|session| &session.id));
-        let checks: Vec<Check> = data.checks.iter().map(check).collect();
+        let checks: Vec<Check> = data.checks.iter().flatten().map(check).collect();
         let refused = checks
             .iter()
             .filter(|check| check.result() == CheckResult::Failed);
@@ -300,7 +298,7 @@ fn check(check: &SessionCheck) -> Check {
         provider_type: check_type.clone(),
         result: result.into(),
         provider_result: state.clone(),
-        reasons: reasons.iter().map(reason).collect(),
+        reasons: reasons.iter().flatten().map(reason).collect(),
         ..Default::default()
     }
 }

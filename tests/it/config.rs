@@ -112,8 +112,7 @@ fn what_is_wrong_is_said_in_one_line() {
             "cannot read /nowhere",
         ),
         (
-            &GU1.replace("]\n", ", { id = \"a\", env = \"GU1_SECRET\" }]\n")
-                .replace("[[sources],", "[[sources]]"),
+            &GU1.replace("}]", "}, { id = \"a\", env = \"GU1_SECRET\" }]"),
             "the id \"a\" is used twice",
         ),
         (

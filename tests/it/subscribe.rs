@@ -18,7 +18,7 @@ use verdict::{
         Environment, EventFilter, EventKind, Latest, Outcome, SubscribeMessage, SubscribeRequest,
         SubscribeResponse, VerificationEvent, subscribe_request::Start,
     },
-    subscription::{Delivery, EndError, Message, Options, Subscription},
+    subscription::{Delivery, EndError, Message, Options, READ_LIMIT, Subscription},
 };
 
 use crate::support::{
@@ -107,6 +107,32 @@ async fn a_stream_starts_where_it_is_told_to() {
         ));
         let response = server.accept(id).await;
         assert_eq!(next_event(&mut stream).await.event_id, response.event_id);
+    }
+}
+
+#[tokio::test]
+async fn an_event_is_sent_as_it_lies_in_the_log() {
+    let server = Server::start().await;
+    let webhook = crate::support::fixture("gu1", "kyc_approved");
+    let _ = server.ingest(request("gu1", &webhook)).await.unwrap();
+    let stored = server
+        .log
+        .read(Position(0), READ_LIMIT)
+        .await
+        .unwrap()
+        .remove(0);
+    assert!(!stored.encoded.personal_data.is_empty());
+    for include_personal_data in [false, true] {
+        let subscribe = SubscribeRequest {
+            include_personal_data,
+            ..from_earliest()
+        };
+        let sent = next(&mut server.subscribe(subscribe).await).await.message;
+        let mut expected = stored.encoded.event.to_vec();
+        if include_personal_data {
+            expected.extend_from_slice(&stored.encoded.personal_data);
+        }
+        assert_eq!(sent, Some(SubscribeMessage::Event(expected.into())));
     }
 }
 
