@@ -54,7 +54,7 @@ pub struct ServerConfig {
     pub max_payload_bytes: usize,
     pub max_headers: usize,
     pub max_header_bytes: usize,
-    pub max_concurrent_ingests: usize,
+    pub max_concurrent_calls: usize,
     pub max_concurrent_streams_per_connection: u32,
     pub keepalive_interval_seconds: u64,
     pub keepalive_timeout_seconds: u64,
@@ -327,7 +327,7 @@ impl ServerConfig {
             ("max_payload_bytes", self.max_payload_bytes as u64),
             ("max_headers", self.max_headers as u64),
             ("max_header_bytes", self.max_header_bytes as u64),
-            ("max_concurrent_ingests", self.max_concurrent_ingests as u64),
+            ("max_concurrent_calls", self.max_concurrent_calls as u64),
             (
                 "max_concurrent_streams_per_connection",
                 self.max_concurrent_streams_per_connection.into(),

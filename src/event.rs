@@ -2,6 +2,8 @@
 //!
 //! The messages themselves are generated from `proto/`; adapters build them directly.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 use prost::{Message, Name};
 use prost_reflect::{DynamicMessage, SerializeOptions};
@@ -96,12 +98,21 @@ pub fn verification_key(event: &VerificationEvent) -> Option<[u8; 32]> {
 /// An event as it lies in the log: two byte strings, because not everyone may see the second.
 ///
 /// Protobuf messages merge by concatenation, so `event` followed by `personal_data` is the whole event.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EncodedEvent {
     /// The event without personal data.
     pub event: Bytes,
     /// An event that holds personal data and nothing else. Empty when there is none.
     pub personal_data: Bytes,
+}
+
+impl fmt::Debug for EncodedEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EncodedEvent")
+            .field("event_bytes", &self.event.len())
+            .field("personal_data_bytes", &self.personal_data.len())
+            .finish()
+    }
 }
 
 impl EncodedEvent {

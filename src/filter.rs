@@ -124,3 +124,125 @@ impl Filter {
 fn wants<T: Eq + std::hash::Hash>(wanted: &HashSet<T>, value: Option<&T>) -> bool {
     wanted.is_empty() || value.is_some_and(|value| wanted.contains(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{Source, Subject, SubjectChange, Verification};
+
+    fn event(number: u8, finality: Finality) -> VerificationEvent {
+        let outcome = if number == 1 {
+            Outcome::Approved
+        } else {
+            Outcome::Rejected
+        };
+        let environment = if number == 1 {
+            Environment::Live
+        } else {
+            Environment::Sandbox
+        };
+        VerificationEvent {
+            source: Some(Source {
+                provider: format!("provider-{number}"),
+                account: format!("account-{number}"),
+                environment: environment.into(),
+                ..Default::default()
+            }),
+            subject: Some(Subject {
+                provider_subject_id: format!("subject-{number}"),
+                external_id: format!("external-{number}"),
+                ..Default::default()
+            }),
+            detail: Some(Detail::Verification(Verification {
+                verification_id: format!("verification-{number}"),
+                outcome: outcome.into(),
+                finality: finality.into(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }
+    }
+
+    fn matches(filter: &EventFilter, event: &VerificationEvent) -> bool {
+        let filter = Filter::try_from(filter.clone()).unwrap();
+        filter.matches(&event.encode_to_vec().into())
+    }
+
+    #[test]
+    fn each_field_lets_its_values_pass_and_no_others() {
+        let list = |value: &str| vec![value.to_owned()];
+        let all = EventFilter {
+            providers: list("provider-1"),
+            accounts: list("account-1"),
+            environments: vec![Environment::Live.into()],
+            kinds: vec![EventKind::Verification.into()],
+            outcomes: vec![Outcome::Approved.into()],
+            subject_ids: list("subject-1"),
+            external_ids: list("external-1"),
+            verification_ids: list("verification-1"),
+            final_only: true,
+        };
+        let empty = EventFilter::default;
+        let single = [
+            EventFilter {
+                providers: all.providers.clone(),
+                ..empty()
+            },
+            EventFilter {
+                accounts: all.accounts.clone(),
+                ..empty()
+            },
+            EventFilter {
+                environments: all.environments.clone(),
+                ..empty()
+            },
+            EventFilter {
+                outcomes: all.outcomes.clone(),
+                ..empty()
+            },
+            EventFilter {
+                subject_ids: all.subject_ids.clone(),
+                ..empty()
+            },
+            EventFilter {
+                external_ids: all.external_ids.clone(),
+                ..empty()
+            },
+            EventFilter {
+                verification_ids: all.verification_ids.clone(),
+                ..empty()
+            },
+            EventFilter {
+                final_only: true,
+                ..empty()
+            },
+        ];
+        let (wanted, other) = (event(1, Finality::Final), event(2, Finality::NotFinal));
+        let change = VerificationEvent {
+            detail: Some(Detail::SubjectChange(SubjectChange::default())),
+            ..event(1, Finality::Final)
+        };
+        assert!(matches(&all, &wanted) && matches(&empty(), &wanted) && matches(&empty(), &change));
+        for filter in single {
+            assert!(matches(&filter, &wanted), "{filter:?}");
+            assert!(!matches(&filter, &other), "{filter:?}");
+        }
+        let kinds = EventFilter {
+            kinds: all.kinds.clone(),
+            ..empty()
+        };
+        assert!(matches(&kinds, &wanted) && !matches(&kinds, &change));
+
+        // Fields are combined with AND, the values of one with OR.
+        let both = EventFilter {
+            providers: vec!["provider-1".to_owned(), "provider-2".to_owned()],
+            ..empty()
+        };
+        assert!(matches(&both, &wanted) && matches(&both, &other));
+        let contradictory = EventFilter {
+            accounts: list("account-2"),
+            ..all
+        };
+        assert!(!matches(&contradictory, &wanted));
+    }
+}

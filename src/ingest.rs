@@ -73,8 +73,7 @@ impl IngestError {
         match self {
             Self::SourceNotFound => Code::SourceNotFound,
             Self::Signature(_) => Code::SignatureInvalid,
-            Self::Append(AppendError::Unavailable(_)) => Code::LogUnavailable,
-            Self::Append(AppendError::Closed) => Code::Draining,
+            Self::Append(_) => Code::LogUnavailable,
         }
     }
 }
@@ -96,7 +95,8 @@ impl Ingestor {
         &self.sources
     }
 
-    /// Takes one webhook, the whole way. Every call ends in exactly one counted outcome.
+    /// Takes one webhook, the whole way. Every call that names a source and is waited for ends in exactly one counted
+    /// outcome.
     pub async fn ingest(
         &self,
         provider: &str,

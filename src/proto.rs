@@ -40,6 +40,7 @@ pub struct SubscribeResponse {
 
 /// The `message` of a [`SubscribeResponse`].
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[prost(skip_debug)]
 pub enum SubscribeMessage {
     /// An encoded `VerificationEvent`.
     #[prost(bytes = "bytes", tag = "2")]
@@ -56,6 +57,18 @@ pub enum SubscribeMessage {
     /// The server is shutting down.
     #[prost(message, tag = "6")]
     Draining(Draining),
+}
+
+impl fmt::Debug for SubscribeMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Event(event) => write!(f, "Event({} bytes)", event.len()),
+            Self::Heartbeat(_) => f.write_str("Heartbeat"),
+            Self::CaughtUp(_) => f.write_str("CaughtUp"),
+            Self::FellBehind(_) => f.write_str("FellBehind"),
+            Self::Draining(_) => f.write_str("Draining"),
+        }
+    }
 }
 
 impl prost::Name for SubscribeResponse {

@@ -3,12 +3,13 @@
 //! It is pulled, never pushed: nothing is read before the subscriber takes what was read before. So a slow subscriber
 //! costs [`READ_LIMIT`] and no more, and is late, never short.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::{
     sync::watch,
+    task,
     time::{self, Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -49,7 +50,7 @@ pub struct Delivery {
 }
 
 /// What a subscriber is told.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum Message {
     /// An encoded event.
     Event(Bytes),
@@ -61,6 +62,18 @@ pub enum Message {
     FellBehind,
     /// The server is shutting down. The last message.
     Draining,
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Event(event) => write!(f, "Event({} bytes)", event.len()),
+            Self::Heartbeat => f.write_str("Heartbeat"),
+            Self::CaughtUp => f.write_str("CaughtUp"),
+            Self::FellBehind => f.write_str("FellBehind"),
+            Self::Draining => f.write_str("Draining"),
+        }
+    }
 }
 
 /// A stream of events.
@@ -163,7 +176,11 @@ impl Subscription {
             // Seen before the tail is read, so that what comes in between wakes us.
             self.end.borrow_and_update();
             match self.log.tail().read(self.position, READ_LIMIT) {
-                Some(events) if !events.is_empty() => self.pending = events.into(),
+                Some(events) if !events.is_empty() => {
+                    self.pending = events.into();
+                    // A filter that matches nothing must not keep the thread from others.
+                    task::yield_now().await;
+                }
                 Some(_) if !self.live => {
                     self.live = true;
                     return Ok(Message::CaughtUp);
@@ -178,8 +195,7 @@ impl Subscription {
         }
     }
 
-    /// The next event of what was read that the filter lets pass. Stops where the stream is to stop, and now and then
-    /// to let others have the thread.
+    /// The next event of what was read that the filter lets pass. Stops where the stream is to stop.
     fn next_pending(&mut self) -> Option<Bytes> {
         while let Some(event) = self.pending.pop_front() {
             self.position = event.position;

@@ -64,13 +64,13 @@ pub(super) fn event_row(event: &VerificationEvent) -> String {
             (
                 short(kind, "SUBJECT_CHANGE_KIND_"),
                 Style::new(),
-                change.level.clone(),
+                clip(&change.level),
             )
         }
         Some(Detail::CredentialShare(share)) => (
             "CREDENTIAL_SHARED",
             Style::new(),
-            share.credential_id.clone(),
+            clip(&share.credential_id),
         ),
         None => ("-", Style::new(), String::new()),
     };

@@ -1,6 +1,6 @@
 //! `verdict tail`
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use clap::ValueEnum;
 use prost::Message;
@@ -137,25 +137,30 @@ async fn follow(
 ) -> Result<(), Status> {
     let mut stream = client.subscribe(request.clone()).await?.into_inner();
     while let Some(response) = stream.message().await? {
-        print(&response, format)?;
+        if let Some(line) = line(&response, format)?
+            && writeln!(anstream::stdout(), "{line}").is_err()
+        {
+            // Nobody reads any more, as in `verdict tail | head`.
+            return Ok(());
+        }
         request.start = Some(Start::AfterCursor(response.cursor));
     }
     Ok(())
 }
 
-fn print(response: &SubscribeResponse, format: Format) -> Result<(), Status> {
+/// How an event is printed; `None` for any other message.
+fn line(response: &SubscribeResponse, format: Format) -> Result<Option<String>, Status> {
     let Some(SubscribeMessage::Event(event)) = &response.message else {
-        return Ok(());
+        return Ok(None);
     };
-    match format {
-        Format::Json => anstream::println!("{}", event::to_json(response)),
+    Ok(Some(match format {
+        Format::Json => event::to_json(response),
         Format::Table => {
             let event = VerificationEvent::decode(event.clone())
                 .map_err(|error| Status::data_loss(error.to_string()))?;
-            anstream::println!("{}", output::event_row(&event));
+            output::event_row(&event)
         }
-    }
-    Ok(())
+    }))
 }
 
 fn request(args: &Args) -> SubscribeRequest {

@@ -16,14 +16,13 @@ use super::{
 };
 
 /// A log in memory.
-#[derive(Debug)]
 pub struct MemoryLog {
     id: Uuid,
     tail: Tail,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     records: Vec<Record>,
     by_id: HashMap<Uuid, (Position, [u8; 32])>,
@@ -32,7 +31,6 @@ struct State {
     quarantine_by_id: HashMap<Uuid, u64>,
 }
 
-#[derive(Debug)]
 struct Record {
     event: StoredEvent,
     received_at: (i64, i32),

@@ -12,6 +12,8 @@ mod tail;
 pub use cursor::{Cursor, CursorError};
 pub use tail::Tail;
 
+use std::fmt;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use prost_types::Timestamp;
@@ -68,7 +70,7 @@ pub trait EventLog: Send + Sync {
 }
 
 /// An event to be written.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NewEvent {
     /// Identifies the event. A second event with the same id is a redelivery or a conflict, never written.
     pub event_id: Uuid,
@@ -125,7 +127,7 @@ impl StoredEvent {
 }
 
 /// A delivery to be quarantined.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NewQuarantined {
     /// Identifies the delivery. A second one with the same id is not written.
     pub id: Uuid,
@@ -136,7 +138,7 @@ pub struct NewQuarantined {
 }
 
 /// A quarantined delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct StoredQuarantined {
     /// Its place in the order of arrival.
     pub sequence: u64,
@@ -144,6 +146,15 @@ pub struct StoredQuarantined {
     pub summary: Bytes,
     /// The raw delivery.
     pub delivery: Bytes,
+}
+
+impl fmt::Debug for StoredQuarantined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredQuarantined")
+            .field("sequence", &self.sequence)
+            .field("delivery_bytes", &self.delivery.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl StoredQuarantined {
@@ -188,8 +199,8 @@ pub enum AppendError {
     /// The log cannot write. The event may or may not be in it; it is not durable.
     #[error("the log cannot write: {0}")]
     Unavailable(String),
-    /// The log is closed.
-    #[error("the log is closed")]
+    /// The log's writer has ended.
+    #[error("the log's writer has ended")]
     Closed,
 }
 

@@ -78,7 +78,8 @@ impl Tail {
             ring.size_bytes -= oldest.size_bytes();
             ring.floor = oldest.position;
         }
-        drop(ring);
+        // Under the lock: whoever finds the floor moved must find the end moved too.
         self.end.send_replace(end);
+        drop(ring);
     }
 }

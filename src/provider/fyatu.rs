@@ -12,8 +12,10 @@
 //!   with a published vector); `body_sign_json` and `body_sign_php` write them again first, as `JSON.stringify` and
 //!   PHP's `json_encode` do.
 //! - With these three schemes the event's name, `eventId` and `version` are not signed. So a name counts only when the
-//!   signed status says the same, an event is recognized by the signed bytes, and a card event that speaks of KYC is a
-//!   contradiction. No two names fit the same `data`: whoever swaps the name gains no event and suppresses none.
+//!   signed data says the same: `kycStatus` an approval or a pending one, `kycStatus` or `status` a rejection (a card's
+//!   `status` can be `APPROVED`, `PENDING` and `DECLINED`), `email` or `phone` a creation. An event is recognized by
+//!   the signed bytes, and a card event that speaks of KYC is a contradiction. So no two names fit the same `data`:
+//!   whoever swaps the name gains no event and suppresses none.
 //! - The tolerance of `header_v1` was cut off on the page; the source's own applies. The key is taken to be the hex
 //!   text of the secret's SHA-256.
 //! - The reason of a rejection is Didit's warning as JSON in a string, or a sentence.
@@ -218,6 +220,7 @@ fn detail(body: &Body, whole_body_signed: bool) -> Result<Option<Detail>, Normal
         return Err(NormalizeError::missing("data.cardholderId"));
     }
     match named {
+        Named::OtherFamily if whole_body_signed => Ok(None),
         Named::OtherFamily => match kyc_status.or(data.status.as_deref()) {
             Some(status) if kyc_status.is_some() || status == "REJECTED" => disagree(status),
             _ => Ok(None),
@@ -229,35 +232,47 @@ fn detail(body: &Body, whole_body_signed: bool) -> Result<Option<Detail>, Normal
             (None | Some("UNSUBMITTED" | "PENDING"), _) if whole_body_signed => {
                 Ok(Some(subject_change(SubjectChangeKind::Created, data)))
             }
-            // Unlike a pending verdict, it has no status of KYC.
-            (None, None | Some("PENDING")) => {
+            (None, None | Some("PENDING")) if data.email.is_some() || data.phone.is_some() => {
                 Ok(Some(subject_change(SubjectChangeKind::Created, data)))
             }
+            (None, None | Some("PENDING")) => Err(unconfirmed()),
             (Some(status), _) | (None, Some(status)) => {
                 outcome(status).and_then(|_| disagree(status))
             }
         },
         Named::Verdict(verdict) => {
-            // `status` is the account's in F4 and the verdict's before.
+            // `status` is the account's in F4, and the verdict's before.
             let status = data.status.as_deref().filter(|_| !whole_body_signed);
             for status in kyc_status.iter().chain(&status) {
                 if outcome(status)? != verdict {
                     return disagree(status);
                 }
             }
-            // A created card holder is pending too, but has no status of KYC.
             let confirmed = match verdict {
-                Outcome::Pending => kyc_status,
-                _ => kyc_status.or(status),
+                Outcome::Rejected => kyc_status.or(status),
+                _ => kyc_status,
             };
-            match confirmed {
-                Some(word) => Ok(Some(verification(verdict, word, data))),
-                None if whole_body_signed => Ok(Some(verification(verdict, "", data))),
-                None => Err(NormalizeError::Contradiction(
-                    "no signed status confirms the event's name, which is not signed".to_owned(),
-                )),
-            }
+            // A name that is signed needs nothing to confirm it.
+            let named = named_status(verdict).filter(|_| whole_body_signed);
+            let word = confirmed.or(named).ok_or_else(unconfirmed)?;
+            Ok(Some(verification(verdict, word, data)))
         }
+    }
+}
+
+fn unconfirmed() -> NormalizeError {
+    NormalizeError::Contradiction(
+        "nothing that is signed confirms the event's name, which is not signed".to_owned(),
+    )
+}
+
+/// The status that the name of a verdict speaks of.
+fn named_status(verdict: Outcome) -> Option<&'static str> {
+    match verdict {
+        Outcome::Approved => Some("APPROVED"),
+        Outcome::Rejected => Some("REJECTED"),
+        Outcome::Pending => Some("PENDING"),
+        _ => None,
     }
 }
 

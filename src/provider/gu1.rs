@@ -7,7 +7,7 @@
 //! Readings of what the pages leave open:
 //! - The signature is taken as bare hex, or hex after `sha256=`; only the body is signed.
 //! - `X-Webhook-ID` is recorded, but not signed and perhaps not stable: an event is recognized by its type, validation,
-//!   status and time, and where it has no time by its bytes.
+//!   status and time, and where it has no time by its bytes. Changes of entities are recognized by their bytes.
 //! - `payload.status` rules over `decision`, which may hold an approval inside a rejected session. It must agree with
 //!   the event's name.
 //! - Warnings are reasons only of a rejection or a review.
@@ -59,31 +59,39 @@ impl Provider for Gu1 {
             .event
             .or(head.event_type)
             .ok_or_else(|| NormalizeError::missing("event"))?;
-        match Family::of(&event_type)? {
-            Family::Other => Ok(Normalized::Ignored),
-            Family::Entity(kind) => {
-                let body: Body = json::parse(webhook.content())?;
-                let payload = body.payload()?;
-                let detail = Detail::SubjectChange(payload.subject_change(kind));
-                event(
-                    webhook,
-                    &event_type,
-                    head.timestamp,
-                    &payload,
-                    detail,
-                    &payload.id,
-                )
-            }
+        let Some(family) = Family::of(&event_type)? else {
+            return Ok(Normalized::Ignored);
+        };
+        let body: Body = json::parse(webhook.content())?;
+        let payload = body.payload()?;
+        let (detail, key) = match family {
             Family::Session(outcome) => {
-                let body: Body = json::parse(webhook.content())?;
-                let payload = body.payload()?;
                 payload.agrees(&event_type, outcome)?;
-                let verification = payload.verification(outcome)?;
-                let id = Some(verification.verification_id.clone());
-                let detail = Detail::Verification(verification);
-                event(webhook, &event_type, head.timestamp, &payload, detail, &id)
+                let verification = payload.verification(&event_type, outcome)?;
+                let id = verification.verification_id.clone();
+                let key = head.timestamp.clone().map(|time| {
+                    let status = payload.status.clone().unwrap_or_default();
+                    IdempotencyKey::Fields(vec![event_type.clone(), id, status, time])
+                });
+                (Detail::Verification(verification), key)
             }
-        }
+            // A record may change twice within the second that its time is told in: only the bytes tell that.
+            Family::Entity(kind) => (payload.subject_change(kind), None),
+            Family::EntityStatus => (payload.subject_change(payload.status_change()), None),
+        };
+        let event = VerificationEvent {
+            source: provider_source(
+                webhook.unsigned_header("x-webhook-id").unwrap_or_default(),
+                &event_type,
+            ),
+            occurred_at: head.timestamp.as_deref().map(json::timestamp).transpose()?,
+            subject: payload.subject(matches!(detail, Detail::SubjectChange(_))),
+            detail: Some(detail),
+            personal_data: payload.personal_data(),
+            ..Default::default()
+        };
+        let bytes = IdempotencyKey::SignedBytes(*webhook.content_sha256());
+        Ok(Normalized::event(key.unwrap_or(bytes), event))
     }
 
     fn samples(&self) -> &'static [Sample] {
@@ -178,37 +186,35 @@ enum Family {
     /// A validation or a biometric session.
     Session(Outcome),
     Entity(SubjectChangeKind),
-    /// Rules, transactions and alerts.
-    Other,
+    EntityStatus,
 }
 
 impl Family {
-    fn of(event_type: &str) -> Result<Self, NormalizeError> {
+    /// The family of an event; `None` for rules, transactions and alerts.
+    fn of(event_type: &str) -> Result<Option<Self>, NormalizeError> {
         let unknown = || NormalizeError::UnknownEventType(Word::new(event_type));
         let (family, name) = event_type.split_once('.').ok_or_else(unknown)?;
-        match (family, name) {
-            ("entity", "created") => Ok(Self::Entity(SubjectChangeKind::Created)),
-            ("entity", "updated" | "status_changed") => {
-                Ok(Self::Entity(SubjectChangeKind::Updated))
-            }
-            ("entity", "deleted") => Ok(Self::Entity(SubjectChangeKind::Deleted)),
+        let family = match (family, name) {
+            ("entity", "created") => Self::Entity(SubjectChangeKind::Created),
+            ("entity", "updated") => Self::Entity(SubjectChangeKind::Updated),
+            ("entity", "deleted") => Self::Entity(SubjectChangeKind::Deleted),
+            ("entity", "status_changed") => Self::EntityStatus,
             ("rule", "triggered")
             | ("transaction", "created" | "updated" | "status_changed")
-            | ("alert", _) => Ok(Self::Other),
+            | ("alert", _) => return Ok(None),
             ("kyc", _) => {
                 let name = name.strip_prefix("validation_").ok_or_else(unknown)?;
-                named_outcome(name).map(Self::Session).ok_or_else(unknown)
+                Self::Session(named_outcome(name).ok_or_else(unknown)?)
             }
             ("biometric", _) => {
                 let name = name.strip_prefix("session_").ok_or_else(unknown)?;
                 // A biometric session is never reviewed.
-                named_outcome(name)
-                    .filter(|outcome| *outcome != Outcome::InReview)
-                    .map(Self::Session)
-                    .ok_or_else(unknown)
+                let outcome = named_outcome(name).filter(|o| *o != Outcome::InReview);
+                Self::Session(outcome.ok_or_else(unknown)?)
             }
-            _ => Err(unknown()),
-        }
+            _ => return Err(unknown()),
+        };
+        Ok(Some(family))
     }
 }
 
@@ -236,37 +242,6 @@ fn outcome(status: &str) -> Option<Outcome> {
     }
 }
 
-fn event(
-    webhook: &VerifiedWebhook,
-    event_type: &str,
-    timestamp: Option<String>,
-    payload: &Payload,
-    detail: Detail,
-    id: &Option<String>,
-) -> Result<Normalized, NormalizeError> {
-    let key = match (&timestamp, id) {
-        (Some(time), Some(id)) => IdempotencyKey::Fields(vec![
-            event_type.to_owned(),
-            id.clone(),
-            payload.status.clone().unwrap_or_default(),
-            time.clone(),
-        ]),
-        _ => IdempotencyKey::SignedBytes(*webhook.content_sha256()),
-    };
-    let event = VerificationEvent {
-        source: provider_source(
-            webhook.unsigned_header("x-webhook-id").unwrap_or_default(),
-            event_type,
-        ),
-        occurred_at: timestamp.as_deref().map(json::timestamp).transpose()?,
-        subject: payload.subject(matches!(detail, Detail::SubjectChange(_))),
-        detail: Some(detail),
-        personal_data: payload.personal_data(),
-        ..Default::default()
-    };
-    Ok(Normalized::event(key, event))
-}
-
 impl Payload {
     /// Refuses a status that is unknown, or that differs from the event's name.
     fn agrees(&self, event_type: &str, named: Outcome) -> Result<(), NormalizeError> {
@@ -280,7 +255,13 @@ impl Payload {
         }
     }
 
-    fn verification(&self, outcome: Outcome) -> Result<Verification, NormalizeError> {
+    fn verification(
+        &self,
+        event_type: &str,
+        outcome: Outcome,
+    ) -> Result<Verification, NormalizeError> {
+        // `kyc.validation_in_review`: the status stands after the first `_`.
+        let named = event_type.split_once('_').map(|(_, status)| status);
         let id = self.id.as_ref().or(self.validation_id.as_ref());
         let id = id.ok_or_else(|| NormalizeError::missing("payload.id"))?;
         let finality = match outcome {
@@ -296,7 +277,12 @@ impl Payload {
         Ok(Verification {
             verification_id: id.clone(),
             outcome: outcome.into(),
-            provider_outcome: self.status.clone().unwrap_or_default(),
+            provider_outcome: self
+                .status
+                .as_deref()
+                .or(named)
+                .unwrap_or_default()
+                .to_owned(),
             finality: finality.into(),
             decided_by: decided_by.into(),
             level: self.mode.clone().unwrap_or_default(),
@@ -325,16 +311,19 @@ impl Payload {
         reasons
     }
 
-    fn subject_change(&self, kind: SubjectChangeKind) -> SubjectChange {
-        let status = self.status.as_deref().unwrap_or_default();
-        let kind = match (kind, status) {
-            (SubjectChangeKind::Updated, "blocked") => SubjectChangeKind::Suspended,
-            (kind, _) => kind,
-        };
-        SubjectChange {
+    fn subject_change(&self, kind: SubjectChangeKind) -> Detail {
+        Detail::SubjectChange(SubjectChange {
             kind: kind.into(),
             level: String::new(),
-            provider_status: status.to_owned(),
+            provider_status: self.status.clone().unwrap_or_default(),
+        })
+    }
+
+    /// What a change of an entity's status is.
+    fn status_change(&self) -> SubjectChangeKind {
+        match self.status.as_deref() {
+            Some("blocked") => SubjectChangeKind::Suspended,
+            _ => SubjectChangeKind::Updated,
         }
     }
 

@@ -52,27 +52,40 @@ pub(super) fn timestamp(text: &str) -> Result<Timestamp, NormalizeError> {
     })
 }
 
-/// A JSON object as the protobuf type for JSON objects.
+/// How deep a [`Struct`] may be nested. Each level costs three of the 100 that decoders of protobuf go down.
+const MAX_STRUCT_DEPTH: usize = 16;
+
+/// A JSON object as the protobuf type for JSON objects. What is nested too deeply is kept as JSON in a string.
 pub(super) fn to_struct(object: Map<String, Value>) -> Struct {
+    nested_struct(object, 1)
+}
+
+fn nested_struct(object: Map<String, Value>, depth: usize) -> Struct {
     Struct {
         fields: object
             .into_iter()
-            .map(|(name, value)| (name, to_value(value)))
+            .map(|(name, value)| (name, to_value(value, depth)))
             .collect(),
     }
 }
 
-fn to_value(value: Value) -> prost_types::Value {
+fn to_value(value: Value, depth: usize) -> prost_types::Value {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(value) => Kind::BoolValue(value),
         // Without `arbitrary_precision` every number of serde_json is an integer or a finite double.
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
         Value::String(text) => Kind::StringValue(text),
+        Value::Array(_) | Value::Object(_) if depth == MAX_STRUCT_DEPTH => {
+            Kind::StringValue(value.to_string())
+        }
         Value::Array(values) => Kind::ListValue(prost_types::ListValue {
-            values: values.into_iter().map(to_value).collect(),
+            values: values
+                .into_iter()
+                .map(|value| to_value(value, depth + 1))
+                .collect(),
         }),
-        Value::Object(object) => Kind::StructValue(to_struct(object)),
+        Value::Object(object) => Kind::StructValue(nested_struct(object, depth + 1)),
     };
     prost_types::Value { kind: Some(kind) }
 }
@@ -282,6 +295,21 @@ mod tests {
             "the body is cut off, at line 1 column 9"
         );
         assert!(error(br#"{"count":1e999}"#).starts_with("the body is not JSON"));
+    }
+
+    #[test]
+    fn whatever_its_depth_a_struct_can_be_decoded_again() {
+        use prost::Message;
+        for (open, close) in [("{\"a\":", "}"), ("[", "]")] {
+            for depth in [1, 15, 16, 17, 40, 120] {
+                let text = format!("{{\"a\":{}1{}}}", open.repeat(depth), close.repeat(depth));
+                let object = serde_json::from_str(&text).unwrap();
+                let bytes = to_struct(object).encode_to_vec();
+                let decoded = Struct::decode(&bytes[..]).unwrap();
+                let kept = format!("{decoded:?}").contains("StringValue");
+                assert_eq!(kept, depth >= 16, "{depth} levels of {open}");
+            }
+        }
     }
 
     #[test]

@@ -159,6 +159,10 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
 
     let checks = checks(failure_code.as_deref(), nfc_tries_used, liveness_tries_used);
     let mut reasons = reasons_of(&checks);
+    let decided_by = match cancel_reason.as_deref() {
+        Some(reason) if reason.starts_with("privacy_") => Decider::Subject,
+        _ => decided_by,
+    };
     reasons.extend(cancel_reason.map(|code| Reason {
         code: reason_code(CANCEL_REASONS, &code),
         provider_code: code,
@@ -321,7 +325,9 @@ fn subject(claims: &Map<String, Value>) -> Option<Subject> {
     })
 }
 
-fn personal_data(claims: Map<String, Value>) -> PersonalData {
+fn personal_data(mut claims: Map<String, Value>) -> PersonalData {
+    // Images are not passed on. They stay in the raw delivery.
+    claims.remove("document_photo");
     let text = |name: &str| {
         let value = claims.get(name).and_then(Value::as_str);
         value.unwrap_or_default().to_owned()

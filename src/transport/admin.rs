@@ -19,9 +19,19 @@ use crate::{
 /// The service.
 pub(super) struct Admin(pub(super) Shared);
 
-/// The most of a page that is read at once, and roughly the most that one response holds: callers take 4 MiB by
-/// default.
+/// Roughly the most that one response holds: callers take 4 MiB by default.
 const PAGE_BYTES: usize = 1 << 20;
+
+/// How much of the quarantine is read at once.
+const SCAN_LIMIT: ReadLimit = ReadLimit {
+    records: 256,
+    bytes: PAGE_BYTES,
+};
+
+/// How many deliveries one call looks at.
+const MAX_SCANNED: usize = 10_000;
+
+const PAGE_MARK: char = 'q';
 
 const DEFAULT_PAGE_SIZE: usize = 50;
 const MAX_PAGE_SIZE: usize = 1000;
@@ -50,36 +60,32 @@ impl AdminService for Admin {
             _ => return Err(status::invalid("page_size", "is more than 1000")),
         };
         let mut after = shared.page_start(&request.page_token)?;
-        let (mut page, mut page_bytes) = (Vec::new(), 0);
-        loop {
-            let limit = ReadLimit {
-                records: page_size - page.len(),
-                bytes: PAGE_BYTES,
-            };
-            let read = shared.log.quarantined(after, limit).await;
+        let (mut page, mut page_bytes, mut scanned) = (Vec::new(), 0, 0);
+        let mut next_page_token = String::new();
+        'scan: loop {
+            let read = shared.log.quarantined(after, SCAN_LIMIT).await;
             let read = read.map_err(|failed| status::read_error(&failed, &shared.first()))?;
-            let Some(last) = read.last() else {
-                after = 0;
+            if read.is_empty() {
                 break;
-            };
-            after = last.sequence;
+            }
             for stored in read {
+                // There is more than this page: it ends here, and the next one begins here.
+                if page.len() == page_size || page_bytes >= PAGE_BYTES || scanned == MAX_SCANNED {
+                    next_page_token = shared.page_token(after);
+                    break 'scan;
+                }
+                after = stored.sequence;
+                scanned += 1;
                 let listed = listed(&stored, request.include_deliveries)?;
                 if request.provider.is_empty() || request.provider == listed.provider {
                     page_bytes += listed.encoded_len();
                     page.push(listed);
                 }
             }
-            if page.len() >= page_size || page_bytes >= PAGE_BYTES {
-                break;
-            }
         }
         Ok(Response::new(ListQuarantinedResponse {
             quarantined: page,
-            next_page_token: match after {
-                0 => String::new(),
-                after => shared.cursor(Position(after)).encode(),
-            },
+            next_page_token,
         }))
     }
 
@@ -113,13 +119,18 @@ impl AdminService for Admin {
 }
 
 impl Shared {
-    /// A page token is a cursor whose position counts the quarantine instead of the events.
+    /// A page token is a cursor whose position counts the quarantine, marked so that it is taken for nothing else.
+    fn page_token(&self, after: u64) -> String {
+        format!("{PAGE_MARK}{}", self.cursor(Position(after)).encode())
+    }
+
     fn page_start(&self, token: &str) -> Result<u64, Status> {
         if token.is_empty() {
             return Ok(0);
         }
-        match Cursor::decode(token) {
-            Ok(cursor) if cursor.log == self.log.id() => Ok(cursor.position.0),
+        let cursor = token.strip_prefix(PAGE_MARK).map(Cursor::decode);
+        match cursor {
+            Some(Ok(cursor)) if cursor.log == self.log.id() => Ok(cursor.position.0),
             _ => Err(status::invalid("page_token", "is not one of this server")),
         }
     }

@@ -8,7 +8,7 @@ use prost_types::Timestamp;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::{Shared, status};
+use super::{Place, Shared, status};
 use crate::{
     config::DEFAULT_ACCOUNT,
     error::Code,
@@ -37,21 +37,14 @@ impl VerdictService for Verdict {
         #[expect(clippy::disallowed_methods, reason = "the clock of the transport")]
         let received_at = jiff::Timestamp::now();
         let shared = &self.0;
-        if shared.draining.is_cancelled() {
-            return Err(status::draining());
-        }
-        let Ok(_permit) = shared.ingests.try_acquire() else {
-            let limit = shared.config.max_concurrent_ingests;
-            let message = format!("{limit} webhooks are being taken already; try again");
-            return Err(status::error(Code::Overloaded, message));
-        };
         let trace = trace_context(request.metadata());
+        let place = request.extensions().get::<Place>().cloned();
         let request = request.into_inner();
         shared.check_limits(&request)?;
 
-        let account = match request.account.as_str() {
-            "" => DEFAULT_ACCOUNT,
-            account => account,
+        let account = match request.account.is_empty() {
+            true => DEFAULT_ACCOUNT.to_owned(),
+            false => request.account,
         };
         let webhook = RawWebhook {
             payload: request.payload,
@@ -61,10 +54,21 @@ impl VerdictService for Verdict {
                 .map(|header| (header.name, header.value))
                 .collect(),
         };
-        let outcome = shared
-            .ingestor
-            .ingest(&request.provider, account, webhook, received_at, trace)
-            .await?;
+        // On a task of its own: a caller that goes away neither stops what has begun nor keeps it from being counted.
+        let ingestor = Arc::clone(&shared.ingestor);
+        let ingested = shared.ingests.spawn(async move {
+            let _place = place;
+            ingestor
+                .ingest(&request.provider, &account, webhook, received_at, trace)
+                .await
+        });
+        let outcome = ingested.await.map_err(|error| {
+            tracing::error!(%error, "a webhook could not be taken");
+            status::error(
+                Code::LogUnavailable,
+                "the webhook could not be taken; send it again",
+            )
+        })??;
         let response = shared.response(outcome, request.return_event).await?;
         Ok(Response::new(response))
     }
@@ -208,6 +212,7 @@ impl Shared {
             let description = format!("is longer than {MAX_CONSUMER_BYTES} bytes");
             return Err(status::invalid("consumer", description));
         }
+        tracing::info!(consumer.name = ?request.consumer, "a subscriber has come");
         let filter = Filter::try_from(request.filter.unwrap_or_default()).map_err(|error| {
             status::invalid(
                 error.field,

@@ -6,16 +6,23 @@ mod status;
 
 use std::{io, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::Semaphore, time};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
+    Request, Status,
     codec::CompressionEncoding,
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Server, server::TcpIncoming},
 };
 use tower::util::MapResponseLayer;
 
 use crate::{
     config::{LogConfig, LogKind, ServerConfig},
+    error::Code,
     ingest::Ingestor,
     log::{
         EventLog,
@@ -60,8 +67,10 @@ struct Shared {
     config: Arc<ServerConfig>,
     ingestor: Arc<Ingestor>,
     log: Arc<dyn EventLog>,
-    /// Bounds the webhooks that are being taken.
-    ingests: Arc<Semaphore>,
+    /// Bounds the calls that are being served.
+    calls: Arc<Semaphore>,
+    /// The webhooks that are being taken: who began one may go away.
+    ingests: TaskTracker,
     /// Cancelled when the server begins to shut down.
     draining: CancellationToken,
 }
@@ -80,11 +89,13 @@ pub async fn run(
     let grace = Duration::from_secs(config.shutdown_grace_seconds);
     let shared = Shared {
         ingestor: Arc::new(Ingestor::new(sources, Arc::clone(&log))),
-        ingests: Arc::new(Semaphore::new(config.max_concurrent_ingests)),
+        calls: Arc::new(Semaphore::new(config.max_concurrent_calls)),
+        ingests: TaskTracker::new(),
         config: Arc::new(config),
         log,
         draining: draining.clone(),
     };
+    let ingests = shared.ingests.clone();
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter
         .set_serving::<VerdictServiceServer<grpc::Verdict>>()
@@ -136,24 +147,57 @@ pub async fn run(
         time::sleep(grace).await;
         tracing::warn!("calls in flight did not end in time");
     };
+    let serve = async {
+        server.await?;
+        ingests.close();
+        ingests.wait().await;
+        Ok(())
+    };
     tokio::select! {
-        served = server => Ok(served?),
+        served = serve => served,
         () = drain => Ok(()),
     }
 }
 
-fn verdict_service(shared: &Shared) -> VerdictServiceServer<grpc::Verdict> {
-    VerdictServiceServer::new(grpc::Verdict(shared.clone()))
+type Admitted<S> = InterceptedService<S, Admission>;
+
+fn verdict_service(shared: &Shared) -> Admitted<VerdictServiceServer<grpc::Verdict>> {
+    let service = VerdictServiceServer::new(grpc::Verdict(shared.clone()))
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
-        .max_decoding_message_size(max_request_bytes(&shared.config))
+        .max_decoding_message_size(max_request_bytes(&shared.config));
+    InterceptedService::new(service, Admission(shared.clone()))
 }
 
-fn admin_service(shared: &Shared) -> AdminServiceServer<admin::Admin> {
-    AdminServiceServer::new(admin::Admin(shared.clone()))
+fn admin_service(shared: &Shared) -> Admitted<AdminServiceServer<admin::Admin>> {
+    let service = AdminServiceServer::new(admin::Admin(shared.clone()))
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
-        .max_decoding_message_size(max_request_bytes(&shared.config))
+        .max_decoding_message_size(max_request_bytes(&shared.config));
+    InterceptedService::new(service, Admission(shared.clone()))
+}
+
+/// Decides on a call before its request is read, so that what waits costs no memory. Health and reflection do without.
+#[derive(Clone)]
+struct Admission(Shared);
+
+/// The place of an admitted call, in the extensions of its request. It is given back when the last clone is dropped.
+type Place = Arc<OwnedSemaphorePermit>;
+
+impl Interceptor for Admission {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let Self(shared) = self;
+        if shared.draining.is_cancelled() {
+            return Err(status::draining());
+        }
+        let Ok(place) = Arc::clone(&shared.calls).try_acquire_owned() else {
+            let limit = shared.config.max_concurrent_calls;
+            let message = format!("{limit} calls are being served already; try again");
+            return Err(status::error(Code::Overloaded, message));
+        };
+        request.extensions_mut().insert(Place::new(place));
+        Ok(request)
+    }
 }
 
 /// Room for the largest webhook that is allowed, and for what surrounds it in a request. It also bounds what a

@@ -449,7 +449,7 @@ async fn what_is_told_of_a_bad_body_holds_nothing_of_it() {
 #[tokio::test]
 async fn more_at_once_than_allowed_is_told_to_wait() {
     let mut config = server_config();
-    config.max_concurrent_ingests = 1;
+    config.max_concurrent_calls = 1;
     let server = Server::start_with(config, crate::support::memory_log()).await;
     // Each of these keeps the one place for as long as its RSA decryption takes.
     let kayle = fixture_source("kayle");

@@ -6,7 +6,8 @@
 use std::{collections::BTreeSet, fs};
 
 use verdict::{
-    event, ingest,
+    event::{self, IdempotencyKey},
+    ingest,
     provider::{Normalized, RawWebhook},
     source::Source,
 };
@@ -30,8 +31,20 @@ fn outcome(source: &Source, webhook: RawWebhook) -> String {
             let provider = source.provider.name();
             let id = event::event_id(provider, &source.account, &normalized.key);
             let event = ingest::describe(source, &webhook, id, normalized.event);
-            format!("{:?}\n{}", normalized.key, event::to_pretty_json(&event))
+            format!(
+                "{}\n{}",
+                key(&normalized.key),
+                event::to_pretty_json(&event)
+            )
         }
+    }
+}
+
+fn key(key: &IdempotencyKey) -> String {
+    match key {
+        IdempotencyKey::ProviderEventId(id) => format!("provider event id {id}"),
+        IdempotencyKey::Fields(fields) => format!("fields {fields:?}"),
+        IdempotencyKey::SignedBytes(sha256) => format!("signed bytes {}", hex::encode(sha256)),
     }
 }
 

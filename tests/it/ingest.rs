@@ -200,6 +200,20 @@ async fn what_is_not_understood_is_quarantined_with_its_reason() {
             .all(|one| !one.delivery.as_ref().unwrap().payload.is_empty())
     );
 
+    // A cursor of events is no page token.
+    let cursor = verdict::log::Cursor {
+        log: server.log.id(),
+        position: verdict::log::Position(1),
+    };
+    let request = ListQuarantinedRequest {
+        page_token: cursor.encode(),
+        ..Default::default()
+    };
+    assert_eq!(
+        reason(&admin.list_quarantined(request).await.unwrap_err()),
+        "INVALID_REQUEST"
+    );
+
     let of_fyatu = ListQuarantinedRequest {
         provider: "fyatu".to_owned(),
         ..Default::default()
@@ -387,6 +401,35 @@ async fn personal_data_is_sent_only_when_asked_for() {
             name.as_deref(),
             include_personal_data.then_some("Erika Güeno")
         );
+    }
+}
+
+#[tokio::test]
+async fn personal_data_that_is_nested_deeply_can_be_read_by_all() {
+    let server = Server::start().await;
+    for depth in [20, 40, 110] {
+        let nested = format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        let body = gu1_body(&depth.to_string()).replace(
+            r#""status":"#,
+            &format!(r#""extractedData":{nested},"status":"#),
+        );
+        let response = server.ingest(gu1_request(body)).await.unwrap();
+        assert_eq!(response.status(), IngestStatus::Accepted);
+        let get = GetEventRequest {
+            event_id: response.event_id,
+            include_personal_data: true,
+        };
+        let event = server
+            .client
+            .clone()
+            .get_event(get)
+            .await
+            .unwrap()
+            .into_inner()
+            .event
+            .unwrap();
+        assert!(event.personal_data.is_some());
+        assert!(event::to_json(&event).contains("claims"));
     }
 }
 

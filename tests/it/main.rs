@@ -11,3 +11,4 @@ mod log;
 mod manners;
 mod subscribe;
 mod support;
+mod trouble;

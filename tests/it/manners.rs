@@ -6,10 +6,13 @@ use prost::Message;
 use prost_reflect::DescriptorPool;
 use prost_types::FileDescriptorProto;
 use tokio::time;
+use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_reflection::pb::{v1, v1alpha};
+
+use verdict::proto::verdict_service_client::VerdictServiceClient;
 
 use crate::support::{PATIENCE, Server, from_earliest, gu1_body, gu1_request, next, reason};
 
@@ -138,19 +141,24 @@ async fn a_client_that_reads_nothing_does_not_hold_up_the_end() {
     let mut config = crate::support::server_config();
     config.shutdown_grace_seconds = 1;
     let server = Server::start_with(config, crate::support::memory_log()).await;
-    for id in 0..200 {
+    for id in 0..500 {
         server.accept(&id.to_string()).await;
     }
-    // More than the flow control lets through, and never read.
-    let stuck: Vec<_> =
-        futures_util::future::join_all((0..50).map(|_| server.subscribe(from_earliest()))).await;
+    // 500 events are more than 64 KiB, which is all that this client lets the server send.
+    let endpoint = Endpoint::from_shared(server.url.clone())
+        .unwrap()
+        .initial_stream_window_size(64 << 10)
+        .initial_connection_window_size(64 << 10);
+    let mut client = VerdictServiceClient::new(endpoint.connect().await.unwrap());
+    let stuck = client.subscribe(from_earliest()).await.unwrap();
     time::sleep(Duration::from_millis(100)).await;
     let begun = time::Instant::now();
     server.stop().await;
+    let took = begun.elapsed();
     assert!(
-        begun.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        begun.elapsed()
+        took >= Duration::from_secs(1),
+        "nothing was stuck: {took:?}"
     );
+    assert!(took < Duration::from_secs(5), "{took:?}");
     drop(stuck);
 }

@@ -177,6 +177,7 @@ pub(crate) struct Server {
     pub(crate) admin: AdminServiceClient<Channel>,
     pub(crate) channel: Channel,
     pub(crate) log: Arc<dyn EventLog>,
+    pub(crate) url: String,
     stop: CancellationToken,
     running: JoinHandle<Result<(), ServeError>>,
 }
@@ -221,12 +222,14 @@ impl Server {
             listener,
             stop.clone().cancelled_owned(),
         ));
-        let channel = connect(&format!("http://{address}")).await;
+        let url = format!("http://{address}");
+        let channel = connect(&url).await;
         Self {
             client: VerdictServiceClient::new(channel.clone()),
             admin: AdminServiceClient::new(channel.clone()),
             channel,
             log,
+            url,
             stop,
             running,
         }

@@ -15,7 +15,13 @@
 mod record;
 mod writer;
 
-use std::{fs, io, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, thread};
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    thread,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -113,6 +119,9 @@ impl EmbeddedLog {
             .recursive(true)
             .mode(0o700)
             .create(path)?;
+        if fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
+            tracing::warn!(log.path = %path.display(), "others may look into the log's directory");
+        }
         let database = Database::builder(path).open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let keyspace = |name| database.keyspace(name, options);

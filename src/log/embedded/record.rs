@@ -11,6 +11,7 @@ use crate::{
 
 /// An event.
 #[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
 pub(super) struct EventRecord {
     #[prost(bytes = "bytes", tag = "1")]
     pub(super) event: Bytes,
@@ -95,6 +96,7 @@ impl From<VerificationRecord> for VerificationState {
 
 /// A quarantined delivery.
 #[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
 pub(super) struct QuarantineRecord {
     #[prost(bytes = "bytes", tag = "1")]
     pub(super) summary: Bytes,
