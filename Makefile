@@ -1,11 +1,13 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs.
 
-.PHONY: test check setup format-check clippy docs deny proto-lint audit
+.PHONY: test check lint setup format-check clippy docs deny proto-lint audit
 
 test:
 	cargo test --locked
 
-check: format-check clippy docs deny proto-lint test
+check: lint test
+
+lint: format-check clippy docs deny proto-lint
 
 setup:
 	scripts/setup

@@ -55,6 +55,8 @@ pub struct ServerConfig {
     pub max_headers: usize,
     pub max_header_bytes: usize,
     pub max_concurrent_calls: usize,
+    pub max_subscriptions: usize,
+    pub call_timeout_seconds: u64,
     pub max_concurrent_streams_per_connection: u32,
     pub keepalive_interval_seconds: u64,
     pub keepalive_timeout_seconds: u64,
@@ -73,12 +75,26 @@ pub struct LogConfig {
 
 /// The implementations of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String")]
 pub enum LogKind {
     /// On local disk.
     Embedded,
     /// Forgotten at exit.
     Memory,
+}
+
+impl TryFrom<String> for LogKind {
+    type Error = String;
+
+    fn try_from(kind: String) -> Result<Self, String> {
+        match kind.as_str() {
+            "embedded" => Ok(Self::Embedded),
+            "memory" => Ok(Self::Memory),
+            _ => Err(format!(
+                "{kind:?} is not supported by this version; embedded and memory are"
+            )),
+        }
+    }
 }
 
 /// One source, as it is written in the configuration.
@@ -190,6 +206,12 @@ pub enum SourceError {
     /// Configured before.
     #[error("configured twice")]
     Twice,
+    /// An account that could not be named in a request or a URL.
+    #[error("the account must be 1 to 64 letters, digits, `.`, `_` or `-`")]
+    Account,
+    /// A scheme that is named twice.
+    #[error("the scheme {0:?} is named twice")]
+    SchemeTwice(String),
     /// A scheme that the provider does not have.
     #[error("unknown scheme {scheme:?}; {known} can be accepted")]
     UnknownScheme {
@@ -328,6 +350,8 @@ impl ServerConfig {
             ("max_headers", self.max_headers as u64),
             ("max_header_bytes", self.max_header_bytes as u64),
             ("max_concurrent_calls", self.max_concurrent_calls as u64),
+            ("max_subscriptions", self.max_subscriptions as u64),
+            ("call_timeout_seconds", self.call_timeout_seconds),
             (
                 "max_concurrent_streams_per_connection",
                 self.max_concurrent_streams_per_connection.into(),
@@ -350,6 +374,10 @@ impl SourceConfig {
         let provider = provider::find(&self.provider).ok_or_else(|| {
             SourceError::UnknownProvider(list(PROVIDERS.iter().map(|provider| provider.name())))
         })?;
+        let in_account = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if !(1..=64).contains(&self.account.len()) || !self.account.bytes().all(in_account) {
+            return Err(SourceError::Account);
+        }
         if self.keep_unverified {
             return Err(SourceError::KeepUnverified);
         }
@@ -413,6 +441,10 @@ fn schemes(
 ) -> Result<Vec<&'static Scheme>, SourceError> {
     if names.is_empty() {
         return Ok(provider.schemes().iter().take(1).collect());
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
+        return Err(SourceError::SchemeTwice(twice.clone()));
     }
     let known = provider.schemes();
     let find = |name: &String| {

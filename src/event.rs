@@ -10,7 +10,7 @@ use prost_reflect::{DynamicMessage, SerializeOptions};
 use sha2::{Digest, Sha256};
 use uuid::{Uuid, uuid};
 
-use crate::proto::{self, VerificationEvent, verification_event::Detail};
+use crate::proto::{self, QuarantineReason, VerificationEvent, verification_event::Detail};
 
 /// The version of verdict, as written into every event that it normalizes.
 pub const NORMALIZER_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -55,9 +55,16 @@ pub fn event_id(provider: &str, account: &str, key: &IdempotencyKey) -> Uuid {
     name.uuid(&EVENT_NAMESPACE)
 }
 
-/// The id of a quarantined delivery: the UUIDv5 of provider, account and the SHA-256 of what the signature proves.
-pub fn quarantine_id(provider: &str, account: &str, content_sha256: &[u8; 32]) -> Uuid {
+/// The id of a quarantined delivery: the UUIDv5 of provider, account, reason and the SHA-256 of what the signature
+/// proves.
+pub fn quarantine_id(
+    provider: &str,
+    account: &str,
+    reason: QuarantineReason,
+    content_sha256: &[u8; 32],
+) -> Uuid {
     let mut name = Name5::new(provider, account);
+    name.push(reason.as_str_name().as_bytes());
     name.push(content_sha256);
     name.uuid(&QUARANTINE_NAMESPACE)
 }

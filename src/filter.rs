@@ -26,14 +26,17 @@ pub struct Filter {
     everything: bool,
 }
 
-/// A value that no event can have: a mistake of the caller.
+/// How many values a filter may hold, in all of its fields: it stays in memory as long as its stream.
+const MAX_VALUES: usize = 1000;
+
+/// A filter that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} holds {value}, which is not one of its values")]
+#[error("{description}")]
 pub struct FilterError {
-    /// The field of the filter.
+    /// The field of the request.
     pub field: &'static str,
-    /// The value.
-    pub value: i32,
+    /// What is wrong with it.
+    pub description: String,
 }
 
 impl TryFrom<EventFilter> for Filter {
@@ -52,6 +55,20 @@ impl TryFrom<EventFilter> for Filter {
             verification_ids,
             final_only,
         } = filter;
+        let strings = [
+            &providers,
+            &accounts,
+            &subject_ids,
+            &external_ids,
+            &verification_ids,
+        ];
+        let numbers = environments.len() + kinds.len() + outcomes.len();
+        if numbers + strings.map(Vec::len).iter().sum::<usize>() > MAX_VALUES {
+            return Err(FilterError {
+                field: "filter",
+                description: format!("holds more than {MAX_VALUES} values"),
+            });
+        }
         Ok(Self {
             providers: HashSet::from_iter(providers),
             accounts: HashSet::from_iter(accounts),
@@ -74,8 +91,10 @@ fn known<E: TryFrom<i32>>(
 ) -> Result<HashSet<i32>, FilterError> {
     for value in &values {
         if *value == 0 || E::try_from(*value).is_err() {
-            let value = *value;
-            return Err(FilterError { field, value });
+            return Err(FilterError {
+                field,
+                description: format!("holds {value}, which is not one of its values"),
+            });
         }
     }
     Ok(HashSet::from_iter(values))

@@ -173,7 +173,8 @@ impl Ingestor {
         doubt: Doubt,
     ) -> Result<Outcome, IngestError> {
         let provider = source.provider.name();
-        let id = event::quarantine_id(provider, &source.account, webhook.content_sha256());
+        let content_sha256 = webhook.content_sha256();
+        let id = event::quarantine_id(provider, &source.account, doubt.reason, content_sha256);
         let summary = QuarantinedDelivery {
             quarantine_id: id.to_string(),
             provider: provider.to_owned(),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::{
+    event::IdempotencyKey,
     proto::{Environment, verification_event::Detail},
     provider::{
         ALLOW_PLAINTEXT, NormalizeError, Normalized, Provider, RawWebhook, VerifiedWebhook,
@@ -65,11 +66,15 @@ impl Source {
     /// Turns a verified webhook into an event.
     pub fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
         let normalized = self.provider.normalize(webhook)?;
-        if let Normalized::Event(normalized) = &normalized
-            && let Some(Detail::Verification(verification)) = &normalized.event.detail
-            && verification.verification_id.is_empty()
-        {
-            return Err(NormalizeError::missing("the id of the verification"));
+        if let Normalized::Event(normalized) = &normalized {
+            if normalized.key == IdempotencyKey::ProviderEventId(String::new()) {
+                return Err(NormalizeError::missing("the id of the event"));
+            }
+            if let Some(Detail::Verification(verification)) = &normalized.event.detail
+                && verification.verification_id.is_empty()
+            {
+                return Err(NormalizeError::missing("the id of the verification"));
+            }
         }
         Ok(normalized)
     }

@@ -2,7 +2,7 @@
 
 use super::{CliError, ConfigArg};
 
-/// Checks a configuration, with everything that it refers to, and opens nothing.
+/// Checks a configuration and reads its secrets, but opens no log and no port.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

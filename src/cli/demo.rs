@@ -177,7 +177,7 @@ async fn send_all(client: Client, sources: &[Arc<Source>]) -> Result<Tally, CliE
         for sample in source.provider.samples() {
             if Some(sample.scheme) == scheme {
                 let body = Bytes::from_static(sample.body.as_bytes());
-                sender.send(source, sign(source, body)?).await?;
+                sender.send(source, sign(source, body, None)?).await?;
             }
         }
     }
@@ -193,7 +193,7 @@ async fn send_all(client: Client, sources: &[Arc<Source>]) -> Result<Tally, CliE
         .first()
         .map(sample)
         .unwrap_or_default();
-    let redelivered = sign(gu1, body)?;
+    let redelivered = sign(gu1, body, None)?;
     sender.send(gu1, redelivered.clone()).await?;
 
     let changed = [&redelivered.payload[..], b" "].concat().into();
@@ -204,7 +204,7 @@ async fn send_all(client: Client, sources: &[Arc<Source>]) -> Result<Tally, CliE
     sender.send(gu1, forged).await?;
 
     let unknown = r#"{"event":"kyc.validation_teleported","timestamp":"2026-05-04T12:02:00Z","payload":{"id":"9d100000-0000-4000-8000-000000000003","status":"teleported"}}"#;
-    let unknown = sign(gu1, Bytes::from_static(unknown.as_bytes()))?;
+    let unknown = sign(gu1, Bytes::from_static(unknown.as_bytes()), None)?;
     sender.send(gu1, unknown).await?;
     Ok(sender.tally)
 }

@@ -1,6 +1,7 @@
 //! The commands. Each is one file: its arguments, what it does, what it prints.
 //!
-//! Results go to standard output: readable on a terminal, JSON lines in a pipe. Everything else goes to standard error.
+//! Results go to standard output: of `send`, `tail`, `normalize` and `sources` readable on a terminal and JSON lines in a
+//! pipe, of `demo` and `check-config` always for people. Everything else goes to standard error.
 
 mod check_config;
 mod client;

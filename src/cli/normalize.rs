@@ -14,7 +14,8 @@ use crate::{
 
 /// Shows the event that a webhook becomes, offline. The signature is not checked, and nothing is stored.
 ///
-/// With --config the source's decryption keys and environment are used. A body that is not encrypted needs no keys.
+/// With --config (or VERDICT_CONFIG) the source must be configured there, and its decryption keys and environment are
+/// used. Without, a body must not be encrypted.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The body of a webhook, or a request in a file that ends in .http.

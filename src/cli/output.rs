@@ -13,9 +13,9 @@ use crate::proto::{
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// A line with columns, for people.
+    /// For people: a line with columns, or indented JSON where there is only one thing to show.
     Table,
-    /// A JSON object on a line, for programs.
+    /// For programs: a JSON object on a line.
     Json,
 }
 

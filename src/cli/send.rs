@@ -43,6 +43,10 @@ pub(super) struct Args {
     #[arg(long, default_value = DEFAULT_ACCOUNT)]
     account: String,
 
+    /// Sign as of this time instead of now, for example 2026-05-28T20:26:40Z.
+    #[arg(long, value_name = "TIME")]
+    at: Option<jiff::Timestamp>,
+
     /// Print the signed request instead of sending it.
     #[arg(long)]
     dry_run: bool,
@@ -99,7 +103,7 @@ fn webhook(args: &Args) -> Result<RawWebhook, CliError> {
         Some(file) => read(file)?,
         None => sample(&source)?,
     };
-    sign(&source, body)
+    sign(&source, body, args.at)
 }
 
 /// Whether a file holds a whole request.
@@ -124,8 +128,12 @@ fn sample(source: &Source) -> Result<Bytes, CliError> {
         .ok_or_else(|| CliError::Failed("the provider has no sample for this scheme".to_owned()))
 }
 
-/// Signs a body as the source's provider would, with its first scheme, secret and key.
-pub(super) fn sign(source: &Source, body: Bytes) -> Result<RawWebhook, CliError> {
+/// Signs a body as the source's provider would, with its first scheme, secret and key; now, unless told when.
+pub(super) fn sign(
+    source: &Source,
+    body: Bytes,
+    at: Option<jiff::Timestamp>,
+) -> Result<RawWebhook, CliError> {
     let body = match source.decryption_keys.first() {
         Some(key) => jwe::encrypt(&body, key).map_err(CliError::failed)?.into(),
         None => body,
@@ -134,7 +142,7 @@ pub(super) fn sign(source: &Source, body: Bytes) -> Result<RawWebhook, CliError>
         return Err(CliError::Failed("the source has no secret".to_owned()));
     };
     #[expect(clippy::disallowed_methods, reason = "the clock of the sender")]
-    let now = jiff::Timestamp::now();
+    let now = at.unwrap_or_else(jiff::Timestamp::now);
     scheme.sign(body, secret, now).map_err(CliError::failed)
 }
 

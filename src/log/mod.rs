@@ -210,9 +210,6 @@ pub enum ReadError {
     /// The log cannot read.
     #[error("the log cannot read: {0}")]
     Unavailable(String),
-    /// The place is older than what is retained. Reading on from `start` would skip events.
-    #[error("the position is older than what is retained")]
-    NotRetained,
     /// An event that must be there is not, or cannot be read.
     #[error("the log is damaged at position {}", .0.0)]
     Damaged(Position),

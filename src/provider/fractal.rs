@@ -6,7 +6,9 @@
 //! Readings of what the pages leave open:
 //! - Kraken's header is taken as bare hex, or hex after `sha256=`.
 //! - A classic event without a time (before April 2020, and some types) and every Kraken event are recognized by their
-//!   bytes, so that a repeat with the very same content is a duplicate.
+//!   bytes, so that a repeat with the very same content is a duplicate: a user who is approved, rejected and approved
+//!   again in Kraken's words ends as rejected here. Nothing in the bytes tells the third event from a replayed first.
+//! - `pending`, `contacted` and `expired` are taken from Kraken, though it is not said that they are sent.
 //! - Kraken's `note` is a reason only where the user was not approved.
 //! - The approval of an add-on is an approval of that add-on: `level` tells which.
 //! - Each classic webhook type has a secret of its own; a source lists them all.

@@ -12,15 +12,17 @@
 //!   with a published vector); `body_sign_json` and `body_sign_php` write them again first, as `JSON.stringify` and
 //!   PHP's `json_encode` do.
 //! - With these three schemes the event's name, `eventId` and `version` are not signed. So a name counts only when the
-//!   signed data says the same: `kycStatus` an approval or a pending one, `kycStatus` or `status` a rejection (a card's
-//!   `status` can be `APPROVED`, `PENDING` and `DECLINED`), `email` or `phone` a creation. An event is recognized by
-//!   the signed bytes, and a card event that speaks of KYC is a contradiction. So no two names fit the same `data`:
-//!   whoever swaps the name gains no event and suppresses none.
+//!   signed data says the same: `kycStatus` an approval or a pending one, `kycStatus` or a `status` with a `reason` or
+//!   a name a rejection (a card's `status` can be any of these words), `email` or `phone` a creation; and none of it
+//!   with the id of a card or a payment. An event is recognized by the signed bytes, and a card event that speaks of
+//!   KYC is a contradiction. So whoever swaps the name gains no event and suppresses none.
+//! - A delivery that ends in the quarantine is kept as it came first; with these schemes everything around `data` may be
+//!   somebody else's writing.
 //! - The tolerance of `header_v1` was cut off on the page; the source's own applies. The key is taken to be the hex
 //!   text of the secret's SHA-256.
 //! - The reason of a rejection is Didit's warning as JSON in a string, or a sentence.
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 
 use super::{
@@ -28,6 +30,7 @@ use super::{
     json::{self, Rewrite},
     reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
+    unsigned_id,
 };
 use crate::{
     event::IdempotencyKey,
@@ -81,11 +84,13 @@ impl Provider for Fyatu {
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
-        let body: Body = json::parse(webhook.content())?;
         let whole_body_signed = webhook.scheme().name == HEADER;
-        let Some(detail) = detail(&body, whole_body_signed)? else {
-            return Ok(Normalized::Ignored);
+        let Head { event } = json::parse(webhook.content())?;
+        let Some(named) = named(&event, whole_body_signed)? else {
+            return other_family(webhook, &event, whole_body_signed);
         };
+        let body: Body = json::parse(webhook.content())?;
+        let detail = detail(&body, named, whole_body_signed)?;
         let (key, occurred_at) = match body.event_id.clone() {
             Some(id) if whole_body_signed => (
                 IdempotencyKey::ProviderEventId(id),
@@ -100,7 +105,10 @@ impl Provider for Fyatu {
         let event = VerificationEvent {
             source: Some(Source {
                 environment: environment(&body, whole_body_signed)?.into(),
-                provider_event_id: body.event_id.unwrap_or_default(),
+                provider_event_id: match &key {
+                    IdempotencyKey::ProviderEventId(id) => id.clone(),
+                    _ => unsigned_id(body.event_id.as_deref()).to_owned(),
+                },
                 provider_event_type: body.event,
                 provider_api_version: body.version.unwrap_or_default(),
                 ..Default::default()
@@ -144,6 +152,12 @@ impl Provider for Fyatu {
     }
 }
 
+/// The name alone: enough to tell the family, whatever the data of other families look like.
+#[derive(Deserialize)]
+struct Head {
+    event: String,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Body {
@@ -173,6 +187,10 @@ struct Data {
     reason: Option<String>,
     external_id: Option<String>,
     timestamp: Option<String>,
+    // Only cards and payments have these.
+    card_id: Option<IgnoredAny>,
+    transaction_id: Option<IgnoredAny>,
+    reference: Option<IgnoredAny>,
 }
 
 /// What the name of an event stands for, in all of its spellings.
@@ -180,11 +198,10 @@ enum Named {
     Verdict(Outcome),
     Created,
     Changed(SubjectChangeKind),
-    /// Cards and payments.
-    OtherFamily,
 }
 
-fn named(event: &str, whole_body_signed: bool) -> Result<Named, NormalizeError> {
+/// What the name of an event stands for; `None` for cards and payments.
+fn named(event: &str, whole_body_signed: bool) -> Result<Option<Named>, NormalizeError> {
     let named = match event {
         "cardholder.kyc_approved" | "cardholder.kyc.approved" => Named::Verdict(Outcome::Approved),
         "cardholder.kyc_rejected" | "cardholder.kyc.rejected" => Named::Verdict(Outcome::Rejected),
@@ -203,37 +220,62 @@ fn named(event: &str, whole_body_signed: bool) -> Result<Named, NormalizeError> 
             .iter()
             .any(|family| event.starts_with(family)) =>
         {
-            Named::OtherFamily
+            return Ok(None);
         }
         unknown => return Err(NormalizeError::UnknownEventType(Word::new(unknown))),
     };
-    Ok(named)
+    Ok(Some(named))
 }
 
-/// What happened; `None` for an event of another family.
-fn detail(body: &Body, whole_body_signed: bool) -> Result<Option<Detail>, NormalizeError> {
+/// An event about a card or a payment. Where its name is not signed, it must not be the name over the data of a verdict.
+fn other_family(
+    webhook: &VerifiedWebhook,
+    event: &str,
+    whole_body_signed: bool,
+) -> Result<Normalized, NormalizeError> {
+    #[derive(Deserialize)]
+    struct Body {
+        data: json::Json,
+    }
+    if whole_body_signed {
+        return Ok(Normalized::Ignored);
+    }
+    let Body {
+        data: json::Json(data),
+    } = json::parse(webhook.content())?;
+    let of_kyc = data.get("kycStatus").or(data.get("kycLevel"));
+    let rejected = data.get("status").filter(|status| **status == "REJECTED");
+    match of_kyc.or(rejected) {
+        Some(status) => Err(NormalizeError::disagree(
+            event,
+            status.as_str().unwrap_or_default(),
+        )),
+        None => Ok(Normalized::Ignored),
+    }
+}
+
+/// What happened to a card holder.
+fn detail(body: &Body, named: Named, whole_body_signed: bool) -> Result<Detail, NormalizeError> {
     let data = &body.data;
     let kyc_status = data.kyc_status.as_deref().or(data.kyc_level.as_deref());
     let disagree = |status: &str| Err(NormalizeError::disagree(&body.event, status));
-    let named = named(&body.event, whole_body_signed)?;
-    if !matches!(named, Named::OtherFamily) && data.cardholder_id.is_empty() {
+    if data.cardholder_id.is_empty() {
         return Err(NormalizeError::missing("data.cardholderId"));
     }
+    let of_a_card = [&data.card_id, &data.transaction_id, &data.reference];
+    if !whole_body_signed && of_a_card.iter().any(|id| id.is_some()) {
+        return Err(unconfirmed());
+    }
     match named {
-        Named::OtherFamily if whole_body_signed => Ok(None),
-        Named::OtherFamily => match kyc_status.or(data.status.as_deref()) {
-            Some(status) if kyc_status.is_some() || status == "REJECTED" => disagree(status),
-            _ => Ok(None),
-        },
-        Named::Changed(kind) => Ok(Some(subject_change(kind, data))),
+        Named::Changed(kind) => Ok(subject_change(kind, data)),
         Named::Created => match (kyc_status, data.status.as_deref()) {
             // Not verified, on purpose: the one event in which that is said.
-            (Some("WAIVED"), _) => Ok(Some(verification(Outcome::Waived, "WAIVED", data))),
+            (Some("WAIVED"), _) => Ok(verification(Outcome::Waived, "WAIVED", data)),
             (None | Some("UNSUBMITTED" | "PENDING"), _) if whole_body_signed => {
-                Ok(Some(subject_change(SubjectChangeKind::Created, data)))
+                Ok(subject_change(SubjectChangeKind::Created, data))
             }
             (None, None | Some("PENDING")) if data.email.is_some() || data.phone.is_some() => {
-                Ok(Some(subject_change(SubjectChangeKind::Created, data)))
+                Ok(subject_change(SubjectChangeKind::Created, data))
             }
             (None, None | Some("PENDING")) => Err(unconfirmed()),
             (Some(status), _) | (None, Some(status)) => {
@@ -248,14 +290,15 @@ fn detail(body: &Body, whole_body_signed: bool) -> Result<Option<Detail>, Normal
                     return disagree(status);
                 }
             }
+            let of_kyc = data.reason.is_some() || data.first_name.is_some();
             let confirmed = match verdict {
-                Outcome::Rejected => kyc_status.or(status),
+                Outcome::Rejected => kyc_status.or(status.filter(|_| of_kyc)),
                 _ => kyc_status,
             };
             // A name that is signed needs nothing to confirm it.
             let named = named_status(verdict).filter(|_| whole_body_signed);
             let word = confirmed.or(named).ok_or_else(unconfirmed)?;
-            Ok(Some(verification(verdict, word, data)))
+            Ok(verification(verdict, word, data))
         }
     }
 }
@@ -360,9 +403,15 @@ fn rejection(data: &Data) -> (Vec<Check>, Vec<Reason>) {
         return Default::default();
     };
     let Ok(warning) = serde_json::from_str::<Warning>(text) else {
+        // Other JSON than a warning may hold anything, and is no text for people.
+        let sentence = !text.trim_start().starts_with(['{', '[']);
         let reason = Reason {
             code: Other.into(),
-            message: text.clone(),
+            message: if sentence {
+                text.clone()
+            } else {
+                String::new()
+            },
             ..Default::default()
         };
         return (Vec::new(), vec![reason]);

@@ -11,6 +11,10 @@
 //! - `payload.status` rules over `decision`, which may hold an approval inside a rejected session. It must agree with
 //!   the event's name.
 //! - Warnings are reasons only of a rejection or a review.
+//! - A delivery to a per-request `webhookUrl` is signed with the KYC secret: a source lists it beside that of the
+//!   organization. One that is not signed is refused. The same change sent to both is one event if it is the same
+//!   bytes, and else a conflict in the quarantine.
+//! - `kycValidationId`, which ties a biometric session to its validation, stays in the raw delivery.
 //! - A rejected validation that is no longer current was rejected by hand.
 
 use serde::{Deserialize, de::IgnoredAny};
@@ -20,6 +24,7 @@ use super::{
     NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook, Word, didit_risk,
     json, provider_source, reason_code,
     signature::{Hash, Key, Recipe, Scheme},
+    unsigned_id,
 };
 use crate::{
     event::IdempotencyKey,
@@ -55,10 +60,7 @@ impl Provider for Gu1 {
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
         let head: Head = json::parse(webhook.content())?;
-        let event_type = head
-            .event
-            .or(head.event_type)
-            .ok_or_else(|| NormalizeError::missing("event"))?;
+        let event_type = json::one_of("event", head.event, head.event_type)?;
         let Some(family) = Family::of(&event_type)? else {
             return Ok(Normalized::Ignored);
         };
@@ -81,7 +83,7 @@ impl Provider for Gu1 {
         };
         let event = VerificationEvent {
             source: provider_source(
-                webhook.unsigned_header("x-webhook-id").unwrap_or_default(),
+                unsigned_id(webhook.unsigned_header("x-webhook-id")),
                 &event_type,
             ),
             occurred_at: head.timestamp.as_deref().map(json::timestamp).transpose()?,
@@ -143,9 +145,9 @@ struct Payload {
     entity_id: Option<String>,
     status: Option<String>,
     mode: Option<String>,
-    decision: Option<Value>,
+    decision: Option<json::Json>,
     warnings: Option<Vec<Warning>>,
-    extracted_data: Option<Value>,
+    extracted_data: Option<json::Json>,
     is_current: Option<bool>,
     rejection_code: Option<String>,
     rejection_message: Option<String>,
@@ -262,8 +264,7 @@ impl Payload {
     ) -> Result<Verification, NormalizeError> {
         // `kyc.validation_in_review`: the status stands after the first `_`.
         let named = event_type.split_once('_').map(|(_, status)| status);
-        let id = self.id.as_ref().or(self.validation_id.as_ref());
-        let id = id.ok_or_else(|| NormalizeError::missing("payload.id"))?;
+        let id = json::one_of("payload.id", self.id.clone(), self.validation_id.clone())?;
         let finality = match outcome {
             Outcome::Pending | Outcome::InProgress | Outcome::InReview => Finality::NotFinal,
             _ => Finality::Final,
@@ -275,7 +276,7 @@ impl Payload {
             _ => Decider::Unspecified,
         };
         Ok(Verification {
-            verification_id: id.clone(),
+            verification_id: id,
             outcome: outcome.into(),
             provider_outcome: self
                 .status
@@ -286,7 +287,11 @@ impl Payload {
             finality: finality.into(),
             decided_by: decided_by.into(),
             level: self.mode.clone().unwrap_or_default(),
-            checks: self.decision.as_ref().map(checks).unwrap_or_default(),
+            checks: self
+                .decision
+                .as_ref()
+                .map(|json| checks(&json.0))
+                .unwrap_or_default(),
             reasons: self.reasons(outcome),
             ..Default::default()
         })
@@ -353,7 +358,7 @@ impl Payload {
     fn personal_data(&self) -> Option<PersonalData> {
         let name = self.entity.as_ref().and_then(|entity| entity.name.as_ref());
         let name = name.or(self.name.as_ref());
-        let claims = match &self.extracted_data {
+        let claims = match self.extracted_data.as_ref().map(|json| &json.0) {
             None | Some(Value::Null) => None,
             Some(Value::Object(claims)) => Some(claims.clone()),
             Some(other) => Some(Map::from_iter([(

@@ -7,7 +7,7 @@ use jiff::tz::Offset;
 use prost_types::{Struct, Timestamp, value::Kind};
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, Error as _, MapAccess, Visitor},
+    de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value, error::Category, ser::Formatter, value::RawValue};
 
@@ -46,9 +46,11 @@ pub(super) fn timestamp(text: &str) -> Result<Timestamp, NormalizeError> {
             "a time is before year 1".to_owned(),
         ));
     }
+    // Before 1970 jiff counts the nanoseconds backwards, and protobuf does not.
+    let nanos = time.as_nanosecond().rem_euclid(1_000_000_000);
     Ok(Timestamp {
-        seconds: time.as_second(),
-        nanos: time.subsec_nanosecond(),
+        seconds: time.as_second() - i64::from(time.subsec_nanosecond() < 0),
+        nanos: nanos as i32,
     })
 }
 
@@ -214,13 +216,106 @@ pub(super) fn with_member(body: &Bytes, name: &'static str, text: &str) -> Optio
     )
 }
 
+/// Any JSON, with a member that is given twice refused.
+///
+/// `serde_json::Value` keeps the last of two, and reads a certain member name as JSON once more, past the limit on
+/// depth.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Json(pub(super) Value);
+
+/// A JSON object, with a member that is given twice refused.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Object(pub(super) Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Json::deserialize(deserializer)? {
+            Json(Value::Object(object)) => Ok(Self(object)),
+            Json(_) => Err(D::Error::custom("not an object")),
+        }
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(text.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(Json(value)) = seq.next_element()? {
+            values.push(value);
+        }
+        Ok(Value::Array(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((name, Json(value))) = map.next_entry::<String, _>()? {
+            if object.insert(name, value).is_some() {
+                return Err(A::Error::custom("duplicate field in an object"));
+            }
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// The value of a field that has two names; refused when they differ.
+pub(super) fn one_of(
+    name: &str,
+    newest: Option<String>,
+    older: Option<String>,
+) -> Result<String, NormalizeError> {
+    match (newest, older) {
+        (Some(newest), Some(older)) if newest != older => Err(NormalizeError::Contradiction(
+            format!("{name} differs from its other name"),
+        )),
+        (Some(value), _) | (None, Some(value)) => Ok(value),
+        (None, None) => Err(NormalizeError::missing(name)),
+    }
+}
+
 /// A value that providers write as text or as a number: kept as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TextOrNumber(pub(super) String);
 
 impl<'de> Deserialize<'de> for TextOrNumber {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Value::deserialize(deserializer)? {
+        match Json::deserialize(deserializer)?.0 {
             Value::String(text) => Ok(Self(text)),
             Value::Number(number) => Ok(Self(number.to_string())),
             _ => Err(D::Error::custom("neither text nor a number")),
@@ -298,6 +393,19 @@ mod tests {
     }
 
     #[test]
+    fn json_is_read_without_surprises() {
+        let read = |text: &str| serde_json::from_str::<Json>(text);
+        let text = r#"{"a":[null,true,-1,2,2.5,"x",{}],"b":{"a":1}}"#;
+        assert_eq!(read(text).unwrap().0.to_string(), text);
+        assert!(read(r#"{"a":1,"b":{"c":1,"c":2}}"#).is_err());
+        assert!(read(r#"{"a":1,"\u0061":1}"#).is_err());
+        // The name by which serde_json would parse the text.
+        let raw = r#"{"$serde_json::private::RawValue":"[[1]]"}"#;
+        assert_eq!(read(raw).unwrap().0.to_string(), raw);
+        assert!(serde_json::from_str::<Object>("[]").is_err());
+    }
+
+    #[test]
     fn whatever_its_depth_a_struct_can_be_decoded_again() {
         use prost::Message;
         for (open, close) in [("{\"a\":", "}"), ("[", "]")] {
@@ -325,6 +433,8 @@ mod tests {
             timestamp("2026-05-12T11:07:30.250Z").unwrap().nanos,
             250_000_000
         );
+        let before_1970 = timestamp("1969-12-31T23:59:59.750Z").unwrap();
+        assert_eq!((before_1970.seconds, before_1970.nanos), (-1, 750_000_000));
         for bad in [
             "",
             "yesterday",

@@ -98,7 +98,7 @@ struct Metadata {
 /// The data of all events: each has some of these.
 #[derive(Default, Deserialize, PartialEq)]
 struct Data {
-    claims: Option<Map<String, Value>>,
+    claims: Option<json::Object>,
     failure_code: Option<String>,
     nfc_tries_used: Option<u32>,
     liveness_tries_used: Option<u32>,
@@ -147,9 +147,14 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
         outcome: outcome_word,
         reason: cancel_reason,
     } = body.data;
-    if outcome == Approved && failure_code.is_some() {
+    let claims = claims.map(|json::Object(claims)| claims);
+    let failed = event_type.ends_with(".failed");
+    let cancelled = outcome == Cancelled;
+    if (failure_code.is_some() && !failed)
+        || (outcome_word.is_some() || cancel_reason.is_some()) && !cancelled
+    {
         return Err(NormalizeError::Contradiction(
-            "the session succeeded, but a failure_code is given".to_owned(),
+            "a failure_code, outcome or reason is given that this event does not have".to_owned(),
         ));
     }
     match outcome_word.as_deref() {
@@ -300,6 +305,7 @@ fn checks(
         None => {
             checks.push(Check {
                 r#type: check_type.into(),
+                provider_type: code.to_owned(),
                 ..Default::default()
             });
             checks.last_mut().expect("a check was pushed just now")

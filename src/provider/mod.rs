@@ -337,6 +337,13 @@ fn reasons_of<'a>(checks: impl IntoIterator<Item = &'a Check>) -> Vec<Reason> {
         .collect()
 }
 
+/// A provider's id of an event that is not signed. One that is longer than any real one is dropped: whoever delivers
+/// could write what they like.
+fn unsigned_id(id: Option<&str>) -> &str {
+    const MAX_BYTES: usize = 128;
+    id.filter(|id| id.len() <= MAX_BYTES).unwrap_or_default()
+}
+
 /// The part of an event's source that only the adapter knows.
 fn provider_source(event_id: &str, event_type: &str) -> Option<Source> {
     Some(Source {

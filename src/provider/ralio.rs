@@ -6,6 +6,7 @@
 //!
 //! Readings of what the pages leave open:
 //! - The signature is taken to be hex over the raw body; the pages say only "HMAC-SHA256 over the complete payload".
+//! - No time is signed, so an old delivery is recognized only as a redelivery.
 //! - A check's state other than 1, 2, `Validated` and `Refused` is kept in `provider_result` with no result of ours.
 //! - The event's name decides the outcome, never the state of a check.
 
@@ -52,8 +53,8 @@ impl Provider for Ralio {
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
         let body: Body = json::parse(webhook.content())?;
-        let event_type = one_of("eventType", body.event_type, body.event)?;
-        let event_id = one_of("eventId", body.event_id, body.id)?;
+        let event_type = json::one_of("eventType", body.event_type, body.event)?;
+        let event_id = json::one_of("eventId", body.event_id, body.id)?;
         let (detail, subject_type) = match session(&event_type) {
             Some(session) => (
                 Detail::Verification(session.verification(&body.data)?),
@@ -152,29 +153,14 @@ struct RelatedParty {
     phone_number: Option<String>,
     role_type: Option<String>,
     nationality: Option<String>,
-    ownership_percentage: Option<Value>,
-    residential_address: Option<Value>,
+    ownership_percentage: Option<json::Json>,
+    residential_address: Option<json::Json>,
 }
 
 /// Its `url` lets anyone act as the subject while the session is open, so it is not read.
 #[derive(Deserialize)]
 struct KycSession {
     id: String,
-}
-
-/// The value of a field that has two names; refused when they differ.
-fn one_of(
-    name: &str,
-    newest: Option<String>,
-    older: Option<String>,
-) -> Result<String, NormalizeError> {
-    match (newest, older) {
-        (Some(newest), Some(older)) if newest != older => Err(NormalizeError::Contradiction(
-            format!("{name} differs from its older name"),
-        )),
-        (Some(value), _) | (None, Some(value)) => Ok(value),
-        (None, None) => Err(NormalizeError::missing(name)),
-    }
 }
 
 /// What the name of a session event says.
@@ -208,11 +194,11 @@ impl Session {
         let session_id = data.session_id.as_ref();
         let session_id = session_id.or(data.kyc_session.as_ref().map(|session| &session.id));
         let checks: Vec<Check> = data.checks.iter().flatten().map(check).collect();
-        let refused = checks
+        let not_passed = checks
             .iter()
-            .filter(|check| check.result() == CheckResult::Failed);
+            .filter(|check| check.result() != CheckResult::Passed);
         let reasons = match self.outcome {
-            Outcome::Rejected | Outcome::InReview => reasons_of(refused),
+            Outcome::Rejected | Outcome::InReview => reasons_of(not_passed),
             _ => Vec::new(),
         };
         // A check by a human that has ended is how a human decides.
@@ -358,8 +344,14 @@ impl Data {
         let claims: Map<String, Value> = [
             ("roleType", role_type.clone().map(Value::String)),
             ("nationality", nationality.clone().map(Value::String)),
-            ("ownershipPercentage", ownership_percentage.clone()),
-            ("residentialAddress", residential_address.clone()),
+            (
+                "ownershipPercentage",
+                ownership_percentage.clone().map(|json| json.0),
+            ),
+            (
+                "residentialAddress",
+                residential_address.clone().map(|json| json.0),
+            ),
             ("businessUserName", business.map(Value::String)),
         ]
         .into_iter()

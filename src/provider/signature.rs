@@ -3,7 +3,7 @@
 //! Adapters describe how a provider signs, with a [`Scheme`]; [`verify`] checks it, over the bytes exactly as they
 //! were received and in constant time, against every live secret of a source.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
@@ -428,10 +428,4 @@ fn matches_any<M: Mac + Clone>(mac: M, candidates: &[Vec<u8>]) -> bool {
 /// The SHA-256 of some bytes.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
-}
-
-impl fmt::Display for Scheme {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
 }

@@ -64,7 +64,7 @@ impl AdminService for Admin {
         let mut next_page_token = String::new();
         'scan: loop {
             let read = shared.log.quarantined(after, SCAN_LIMIT).await;
-            let read = read.map_err(|failed| status::read_error(&failed, &shared.first()))?;
+            let read = read.map_err(status::read_error)?;
             if read.is_empty() {
                 break;
             }
@@ -94,20 +94,27 @@ impl AdminService for Admin {
         request: Request<GetDeliveryRequest>,
     ) -> Result<Response<GetDeliveryResponse>, Status> {
         let shared = &self.0;
-        let failed = |failed| status::read_error(&failed, &shared.first());
         let not_found =
             || status::error(Code::DeliveryNotFound, "there is no delivery under this id");
         let delivery = match request.into_inner().target {
             None => return Err(status::invalid("target", "is missing")),
             Some(Target::EventId(id)) => {
                 let id = parse_id("event_id", &id)?;
-                let event = shared.log.find(id).await.map_err(failed)?;
+                let event = shared.log.find(id).await.map_err(status::read_error)?;
                 let position = event.ok_or_else(not_found)?.position;
-                shared.log.delivery(position).await.map_err(failed)?
+                shared
+                    .log
+                    .delivery(position)
+                    .await
+                    .map_err(status::read_error)?
             }
             Some(Target::QuarantineId(id)) => {
                 let id = parse_id("quarantine_id", &id)?;
-                let found = shared.log.find_quarantined(id).await.map_err(failed)?;
+                let found = shared
+                    .log
+                    .find_quarantined(id)
+                    .await
+                    .map_err(status::read_error)?;
                 found.map(|quarantined| quarantined.delivery)
             }
         };

@@ -80,22 +80,25 @@ impl VerdictService for Verdict {
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let shared = self.0.clone();
+        let Ok(place) = Arc::clone(&shared.subscriptions).try_acquire_owned() else {
+            let limit = shared.config.max_subscriptions;
+            let message = format!("{limit} subscriptions are open already; try again");
+            return Err(status::error(Code::Overloaded, message));
+        };
         let options = shared.options(request.into_inner()).await?;
         let log = Arc::clone(&shared.log);
         let subscription = Subscription::new(log, options, shared.draining.clone());
-        let responses = stream::unfold(
-            (subscription, shared),
-            |(mut subscription, shared)| async move {
-                let response = match subscription.next().await? {
-                    Ok(delivery) => Ok(SubscribeResponse {
-                        cursor: shared.cursor(delivery.position).encode(),
-                        message: Some(wire(delivery.message)),
-                    }),
-                    Err(ended) => Err(status::end_error(&ended, &shared.first())),
-                };
-                Some((response, (subscription, shared)))
-            },
-        );
+        let open = (subscription, shared, place);
+        let responses = stream::unfold(open, |(mut subscription, shared, place)| async move {
+            let response = match subscription.next().await? {
+                Ok(delivery) => Ok(SubscribeResponse {
+                    cursor: shared.cursor(delivery.position).encode(),
+                    message: Some(wire(delivery.message)),
+                }),
+                Err(ended) => Err(Status::from(ended)),
+            };
+            Some((response, (subscription, shared, place)))
+        });
         Ok(Response::new(Box::pin(responses)))
     }
 
@@ -130,11 +133,9 @@ impl Shared {
     /// The event with this id.
     pub(super) async fn find(&self, event_id: Uuid) -> Result<StoredEvent, Status> {
         let found = self.log.find(event_id).await;
-        found
-            .map_err(|failed| status::read_error(&failed, &self.first()))?
-            .ok_or_else(|| {
-                status::error(Code::EventNotFound, "the log holds no event with this id")
-            })
+        found.map_err(status::read_error)?.ok_or_else(|| {
+            status::error(Code::EventNotFound, "the log holds no event with this id")
+        })
     }
 
     fn check_limits(&self, request: &IngestRequest) -> Result<(), Status> {
@@ -213,12 +214,8 @@ impl Shared {
             return Err(status::invalid("consumer", description));
         }
         tracing::info!(consumer.name = ?request.consumer, "a subscriber has come");
-        let filter = Filter::try_from(request.filter.unwrap_or_default()).map_err(|error| {
-            status::invalid(
-                error.field,
-                format!("holds {}, which is not one of its values", error.value),
-            )
-        })?;
+        let filter = Filter::try_from(request.filter.unwrap_or_default())
+            .map_err(|error| status::invalid(error.field, error.description))?;
         Ok(Options {
             after: self.start(request.start).await?,
             filter,
@@ -240,7 +237,7 @@ impl Shared {
                     ));
                 }
                 let position = self.log.position_before(since).await;
-                position.map_err(|failed| status::read_error(&failed, &self.first()))
+                position.map_err(status::read_error)
             }
             Some(Start::AfterCursor(text)) => {
                 let cursor = Cursor::decode(&text)

@@ -69,6 +69,8 @@ struct Shared {
     log: Arc<dyn EventLog>,
     /// Bounds the calls that are being served.
     calls: Arc<Semaphore>,
+    /// Bounds the subscriptions that are open.
+    subscriptions: Arc<Semaphore>,
     /// The webhooks that are being taken: who began one may go away.
     ingests: TaskTracker,
     /// Cancelled when the server begins to shut down.
@@ -90,6 +92,7 @@ pub async fn run(
     let shared = Shared {
         ingestor: Arc::new(Ingestor::new(sources, Arc::clone(&log))),
         calls: Arc::new(Semaphore::new(config.max_concurrent_calls)),
+        subscriptions: Arc::new(Semaphore::new(config.max_subscriptions)),
         ingests: TaskTracker::new(),
         config: Arc::new(config),
         log,
@@ -120,6 +123,8 @@ pub async fn run(
         .http2_keepalive_timeout(Some(Duration::from_secs(
             shared.config.keepalive_timeout_seconds,
         )))
+        // Whoever sends half a request must not keep a place for ever.
+        .timeout(Duration::from_secs(shared.config.call_timeout_seconds))
         .max_concurrent_streams(shared.config.max_concurrent_streams_per_connection)
         // Errors that tonic makes itself get the details that all our errors have.
         .layer(MapResponseLayer::new(status::with_details))

@@ -64,22 +64,18 @@ impl From<IngestError> for Status {
     }
 }
 
-/// A read that failed. `first` is where the log begins.
-pub(super) fn read_error(failed: &ReadError, first: &Cursor) -> Status {
-    match failed {
-        ReadError::NotRetained => out_of_range("what follows is no longer retained", first),
-        ReadError::Unavailable(_) | ReadError::Damaged(_) => {
-            tracing::error!(error = %failed, "the log cannot be read");
-            error(Code::LogUnavailable, "the log cannot be read")
-        }
-    }
+/// A read that failed.
+pub(super) fn read_error(failed: ReadError) -> Status {
+    tracing::error!(error = %failed, "the log cannot be read");
+    error(Code::LogUnavailable, "the log cannot be read")
 }
 
-/// A stream that ended before its time.
-pub(super) fn end_error(ended: &EndError, first: &Cursor) -> Status {
-    match ended {
-        EndError::Draining => draining(),
-        EndError::Read(failed) => read_error(failed, first),
+impl From<EndError> for Status {
+    fn from(ended: EndError) -> Self {
+        match ended {
+            EndError::Draining => draining(),
+            EndError::Read(failed) => read_error(failed),
+        }
     }
 }
 
@@ -96,7 +92,7 @@ pub(super) fn with_details<B: Default>(response: http::Response<B>) -> http::Res
             Code::PayloadTooLarge,
             "the request is larger than the limits on payload and headers allow",
         ),
-        GrpcCode::Internal => error(Code::InvalidRequest, "the request cannot be decoded"),
+        GrpcCode::Internal => invalid("request", "cannot be decoded"),
         _ => return response,
     };
     status.into_http()

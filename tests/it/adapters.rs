@@ -238,6 +238,27 @@ fn malformed_signatures_are_refused() {
     ];
     for (source, webhook) in signed_samples() {
         let Some((header, right)) = webhook.headers.iter().next() else {
+            let body = std::str::from_utf8(&webhook.payload).unwrap();
+            let (before, rest) = body.split_once("\"sign\":\"").unwrap();
+            let (right, after) = rest.split_once('"').unwrap();
+            let upper = right.to_uppercase();
+            let with = |sign: &str| RawWebhook {
+                payload: Bytes::from(format!("{before}\"sign\":{sign}{after}")),
+                headers: Headers::default(),
+            };
+            assert!(verify(&source, with(&format!("\"{upper}\""))).is_ok());
+            for sign in [
+                "5",
+                "null",
+                "{}",
+                "\"\"",
+                "\"zz\"",
+                &format!("\"{}\"", &right[..40]),
+                &format!("\"{right}00\""),
+            ] {
+                let refused = verify(&source, with(sign));
+                assert_eq!(refused, Err(VerifyError::Malformed("sign")), "{sign}");
+            }
             continue;
         };
         let mut wrong: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();

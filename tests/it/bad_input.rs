@@ -9,8 +9,8 @@ use verdict::{
 };
 
 use crate::support::{
-    Server, fixture_source, gu1_body, gu1_request, other_secret, real_now, reason, request,
-    server_config, sign,
+    Server, fixture_source, gu1_body, gu1_request, now, other_secret, plain_source, real_now,
+    reason, request, server_config, sign,
 };
 
 /// The code and reason of a call that must fail.
@@ -281,30 +281,86 @@ async fn a_genuine_body_that_cannot_be_read_is_quarantined() {
     assert_eq!(server.log.tail().end().0, 0);
 }
 
-#[tokio::test]
-async fn every_provider_survives_hostile_bodies() {
-    let server = Server::start().await;
-    let nested = format!(r#"{{"data":{}}}"#, "[".repeat(100_000));
-    for provider in ["fractal", "gu1", "ralio"] {
-        let source = fixture_source(provider);
-        for body in [
-            "{}",
-            "[]",
-            "0",
-            "{\"data\":null}",
-            "{\"type\":1,\"data\":{}}",
-            &nested,
-        ] {
-            let response = server
-                .ingest(request(provider, &sign(&source, body.to_owned())))
-                .await
-                .unwrap();
-            assert_eq!(
-                response.status(),
-                IngestStatus::Quarantined,
-                "{provider} {body:.40}"
-            );
+/// Signed bodies of every provider, under every scheme.
+#[test]
+fn every_adapter_survives_hostile_bodies() {
+    let nested = "[".repeat(100_000);
+    for provider in verdict::provider::PROVIDERS {
+        for scheme in provider.schemes() {
+            let source = plain_source(*provider, scheme.name);
+            let data = [
+                "null",
+                "0",
+                "\"\"",
+                "[]",
+                "{}",
+                "{",
+                "1e999",
+                &nested,
+                "{\"cardholderId\":\"c\",\"cardholderId\":\"c\"}",
+                "{\"claims\":{\"a\":1,\"a\":2}}",
+            ];
+            let around = [
+                "",
+                "\"type\":1,",
+                "\"event\":\"x\",",
+                "\"metadata\":{},",
+                "\"id\":\"\",\"status\":\"approved\",",
+            ];
+            let mut bodies: Vec<Vec<u8>> = vec![
+                b"\xff".to_vec(),
+                b"null".to_vec(),
+                b"[]".to_vec(),
+                nested.clone().into(),
+            ];
+            for (data, around) in data
+                .iter()
+                .flat_map(|data| around.map(|around| (data, around)))
+            {
+                bodies.push(format!("{{{around}\"sign\":\"\",\"data\":{data}}}").into());
+            }
+            for body in bodies {
+                // Some schemes find nothing to sign in it; the others get to read it.
+                let Ok(signed) = scheme.sign(body.clone().into(), &source.secrets[0], now()) else {
+                    continue;
+                };
+                let Ok(verified) = source.verify(signed, now()) else {
+                    continue;
+                };
+                let read = source.normalize(&verified);
+                // Kraken's whole event is an id and a status.
+                let kraken = scheme.name == "kraken_sha256" && body.starts_with(b"{\"id\"");
+                let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
+                assert!(read.is_err() || kraken, "{} {shown}", scheme.name);
+            }
         }
+    }
+}
+
+#[tokio::test]
+async fn what_is_given_twice_or_not_at_all_is_quarantined() {
+    let server = Server::start().await;
+    let kayle = fixture_source("kayle");
+    let gu1 = fixture_source("gu1");
+    let ralio = fixture_source("ralio");
+    let claims = r#"{"type":"verification.session.succeeded","metadata":{"event_id":"e","verification_session_id":"s"},"data":{"claims":{"kayle_human_id":"a","kayle_human_id":"b"}}}"#;
+    let empty_id = r#"{"type":"verification.session.expired","metadata":{"event_id":"","verification_session_id":"s"},"data":{}}"#;
+    let kayle_body = |body: &str| jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[0]).unwrap();
+    let decision = r#"{"event":"kyc.validation_approved","payload":{"id":"v","status":"approved","decision":{"face_match":{"status":"Approved","status":"Declined"}}}}"#;
+    let names = r#"{"event":"kyc.validation_approved","type":"kyc.validation_rejected","payload":{"id":"v"}}"#;
+    let ids = r#"{"event":"kyc.validation_approved","payload":{"id":"v","validationId":"w"}}"#;
+    let no_id = r#"{"eventId":"","eventType":"kyc_session_verified","timestamp":"2026-05-04T09:30:00Z","data":{"sessionId":"s","userId":"u"}}"#;
+    let calls = [
+        request("kayle", &sign(&kayle, kayle_body(claims))),
+        request("kayle", &sign(&kayle, kayle_body(empty_id))),
+        request("gu1", &sign(&gu1, decision)),
+        request("gu1", &sign(&gu1, names)),
+        request("gu1", &sign(&gu1, ids)),
+        request("ralio", &sign(&ralio, no_id)),
+    ];
+    for (number, call) in calls.into_iter().enumerate() {
+        let answer = server.ingest(call).await.unwrap();
+        assert_eq!(answer.status(), IngestStatus::Quarantined, "call {number}");
     }
 }
 
@@ -466,4 +522,28 @@ async fn more_at_once_than_allowed_is_told_to_wait() {
         );
         assert!(status.get_details_retry_info().is_some());
     }
+}
+
+#[tokio::test]
+async fn half_a_request_keeps_its_place_only_for_a_while() {
+    let mut config = server_config();
+    config.max_concurrent_calls = 1;
+    config.call_timeout_seconds = 1;
+    let server = Server::start_with(config, crate::support::memory_log()).await;
+    // Headers, and then nothing: the body never ends.
+    let mut client = tonic::client::Grpc::new(server.channel.clone());
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<IngestRequest, ()>::default();
+    let path = http::uri::PathAndQuery::from_static("/verdict.v1.VerdictService/Ingest");
+    let silence = tonic::Request::new(tokio_stream::pending::<IngestRequest>());
+    let half = client.client_streaming(silence, path, codec);
+    let (half, mut others) = tokio::join!(half, async {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let refused = refused(&server, gu1_request(gu1_body("1"))).await;
+        assert_eq!(refused.1, "OVERLOADED");
+        tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+        server.ingest(gu1_request(gu1_body("2"))).await
+    });
+    assert!(half.is_err());
+    assert_eq!(others.as_mut().unwrap().status(), IngestStatus::Accepted);
 }

@@ -130,9 +130,10 @@ impl Serving {
         self.process.wait().expect("it ends");
     }
 
-    fn terminate(&mut self) -> std::process::ExitStatus {
+    fn end(&mut self, signal: &str) -> std::process::ExitStatus {
         let pid = self.process.id().to_string();
-        assert!(run(Command::new("kill").arg(&pid)).status.success());
+        let kill = run(Command::new("kill").args([signal, &pid]));
+        assert!(kill.status.success());
         self.process.wait().expect("it ends")
     }
 
@@ -235,7 +236,7 @@ fn a_webhook_is_sent_tailed_and_still_there_after_a_kill() {
     let again = ["send", "--config", config, "--provider", "gu1", "--sample"];
     let answer: Value = serde_json::from_str(&stdout(&run(&mut serving.command(&again)))).unwrap();
     assert_eq!(answer["status"], "INGEST_STATUS_DUPLICATE");
-    assert_eq!(answer["event_id"], sent[2]);
+    assert!(sent.contains(&answer["event_id"]));
     let arguments = [
         "send",
         "--provider",
@@ -257,8 +258,9 @@ fn a_webhook_is_sent_tailed_and_still_there_after_a_kill() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(sources.len(), 5);
-    assert_eq!(sources[2]["counts"]["duplicate"], "1");
+    assert_eq!(sources.len(), verdict::provider::PROVIDERS.len());
+    let gu1 = sources.iter().find(|source| source["provider"] == "gu1");
+    assert_eq!(gu1.unwrap()["counts"]["duplicate"], "1");
     let filtered = [
         "tail",
         "--from",
@@ -288,7 +290,13 @@ fn a_second_server_on_the_same_log_is_refused_in_one_line() {
 }
 
 #[tokio::test]
-async fn sigterm_ends_the_server_in_order() {
+async fn a_signal_ends_the_server_in_order() {
+    for signal in ["-TERM", "-INT"] {
+        ended_by(signal).await;
+    }
+}
+
+async fn ended_by(signal: &'static str) {
     let place = Place::new();
     let mut serving = place.serve();
     let mut client = serving.client().await;
@@ -298,7 +306,7 @@ async fn sigterm_ends_the_server_in_order() {
         .unwrap()
         .into_inner();
     next(&mut stream).await;
-    let ended = tokio::task::spawn_blocking(move || serving.terminate());
+    let ended = tokio::task::spawn_blocking(move || serving.end(signal));
     assert!(matches!(
         next(&mut stream).await.message,
         Some(SubscribeMessage::Draining(_))

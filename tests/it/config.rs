@@ -67,13 +67,22 @@ fn what_is_wrong_is_said_in_one_line() {
             "[server]\ngrpc_listen = \"0.0.0.0:50051\"",
             "insecure = true",
         ),
-        ("[log]\nkind = \"paper\"", "paper"),
+        (
+            "[log]\nkind = \"jetstream\"",
+            "\"jetstream\" is not supported by this version",
+        ),
         (&format!("{GU1}account = []"), "account"),
+        (&format!("{GU1}account = \"\""), "the account must be"),
+        (&format!("{GU1}account = \"a b/c\""), "the account must be"),
+        (
+            &format!("{GU1}schemes = [\"hmac_sha256\", \"hmac_sha256\"]"),
+            "named twice",
+        ),
         (&format!("{GU1}secret = 1"), "secret"),
         (&format!("{GU1}{GU1}"), "gu1/default: configured twice"),
         (
             &GU1.replace("gu1", "acme"),
-            "acme/default: unknown provider; verdict knows fractal, fyatu, gu1, kayle, ralio",
+            "acme/default: unknown provider; verdict knows ",
         ),
         (
             &format!("{GU1}schemes = [\"md5\"]"),

@@ -1,4 +1,4 @@
-//! Signatures that we did not compute ourselves: those that the provider dossiers record.
+//! Signatures that this code did not compute: those that the provider dossiers record, and two of Python's `hmac`.
 
 use bytes::Bytes;
 use verdict::provider::{
@@ -71,6 +71,37 @@ fn fyatu_body_sign() {
         verify("fyatu", "body_sign_php", "demo-secret", None, &body),
         Ok(())
     );
+}
+
+#[test]
+fn fyatu_body_sign_rewritten() {
+    let data = r#"{ "cardholderId": "c-1", "firstName": "Zoë", "status": "REJECTED", "reason": "card/passport" }"#;
+    let signs = [
+        (
+            "body_sign_json",
+            "c41bd9885284ce87656ab98775465ad94f001f7e5d83a3bdbb06eb1aabc9fb48",
+        ),
+        (
+            "body_sign_php",
+            "9a2ec2ee2ae8252e2ef9df77d5b1103b6bc63b1a9ca96280252739999c74f486",
+        ),
+    ];
+    for (signed_by, sign) in signs {
+        let body =
+            format!(r#"{{"event":"cardholder.kyc_rejected","sign":"{sign}","data":{data}}}"#);
+        for scheme in ["body_sign", "body_sign_json", "body_sign_php"] {
+            let expected = if scheme == signed_by {
+                Ok(())
+            } else {
+                Err(VerifyError::Mismatch)
+            };
+            assert_eq!(
+                verify("fyatu", scheme, "demo-secret", None, &body),
+                expected,
+                "{scheme}"
+            );
+        }
+    }
 }
 
 #[test]

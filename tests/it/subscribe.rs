@@ -199,6 +199,44 @@ async fn a_cursor_that_cannot_be_resumed_after_is_never_a_silent_jump() {
 }
 
 #[tokio::test]
+async fn more_subscriptions_than_allowed_are_told_to_wait() {
+    let config = verdict::config::ServerConfig {
+        max_subscriptions: 2,
+        ..crate::support::server_config()
+    };
+    let server = Server::start_with(config, memory_log()).await;
+    let first = server.subscribe(from_earliest()).await;
+    let mut second = server.subscribe(from_earliest()).await;
+    let refused = server
+        .client
+        .clone()
+        .subscribe(from_earliest())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::ResourceExhausted, "OVERLOADED")
+    );
+    // One that ends makes room.
+    drop(first);
+    time::timeout(PATIENCE, async {
+        while server
+            .client
+            .clone()
+            .subscribe(from_earliest())
+            .await
+            .is_err()
+        {
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    server.accept("1").await;
+    next_event(&mut second).await;
+}
+
+#[tokio::test]
 async fn wrong_wishes_are_named() {
     let server = Server::start().await;
     let heartbeat = |seconds: i64, nanos: i32| SubscribeRequest {
@@ -228,6 +266,13 @@ async fn wrong_wishes_are_named() {
                 seconds: i64::MAX,
                 nanos: -1,
             })),
+        ),
+        (
+            "filter",
+            filter(EventFilter {
+                subject_ids: vec![String::new(); 1001],
+                ..Default::default()
+            }),
         ),
         (
             "filter.kinds",

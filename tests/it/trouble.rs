@@ -11,12 +11,13 @@ use uuid::Uuid;
 use verdict::{
     event::{self, EncodedEvent},
     log::{
-        AppendError, Appended, EventLog, NewEvent, NewQuarantined, Position, ReadError, ReadLimit,
-        StoredEvent, StoredQuarantined, Tail,
+        AppendError, Appended, Cursor, EventLog, NewEvent, NewQuarantined, Position, ReadError,
+        ReadLimit, StoredEvent, StoredQuarantined, Tail,
     },
     proto::{
         GetEventRequest, Header, IngestRequest, ListQuarantinedRequest, ListSourcesRequest,
-        PersonalData, SubscribeMessage, SubscribeResponse, VerificationEvent,
+        PersonalData, SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
+        subscribe_request::Start,
     },
     provider::{Headers, RawWebhook},
     subscription::Message,
@@ -26,7 +27,7 @@ use crate::support::{
     Server, fixture, gu1_body, gu1_request, memory_log, reason, request, server_config,
 };
 
-/// A log on a disk that has gone away.
+/// A log on a disk that has gone away. It says that its first five events are no longer retained.
 struct GoneLog(Arc<dyn EventLog>);
 
 fn gone_read<T>() -> Result<T, ReadError> {
@@ -50,7 +51,7 @@ impl EventLog for GoneLog {
     }
 
     fn start(&self) -> Position {
-        self.0.start()
+        Position(5)
     }
 
     async fn append(&self, _: NewEvent) -> Result<Appended, AppendError> {
@@ -142,6 +143,34 @@ async fn a_log_that_cannot_be_read_is_unavailable() {
             (Code::Unavailable, "LOG_UNAVAILABLE")
         );
     }
+}
+
+#[tokio::test]
+async fn what_is_no_longer_retained_is_out_of_range() {
+    let server = Server::start_with(server_config(), Arc::new(GoneLog(memory_log()))).await;
+    let cursor = |position| {
+        Cursor {
+            log: server.log.id(),
+            position: Position(position),
+        }
+        .encode()
+    };
+    let subscribe = SubscribeRequest {
+        start: Some(Start::AfterCursor(cursor(4))),
+        ..Default::default()
+    };
+    let refused = server
+        .client
+        .clone()
+        .subscribe(subscribe)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::OutOfRange, "CURSOR_OUT_OF_RANGE")
+    );
+    let metadata = refused.get_details_error_info().unwrap().metadata;
+    assert_eq!(metadata["first_available"], cursor(5));
 }
 
 /// Formats everything that carries a webhook or an event, with a name in each of its fields.

@@ -21,6 +21,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -28,7 +29,10 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use prost::Message;
 use prost_types::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
 use uuid::Uuid;
 
 use self::{
@@ -46,6 +50,9 @@ const FORMAT: u32 = 1;
 /// What a keyspace keeps in memory before it writes a table. With fjall's default of 64 MiB the log would take hundreds
 /// of MiB before it takes no more.
 const MEMTABLE_BYTES: u64 = 8 << 20;
+
+/// How long the writer may take to make a batch durable.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many requests may wait for the writer.
 const QUEUE: usize = 1024;
@@ -159,7 +166,13 @@ impl EmbeddedLog {
         let requests = self.requests.as_ref().ok_or(AppendError::Closed)?;
         let sent = requests.send(request(reply)).await;
         sent.map_err(|_| AppendError::Closed)?;
-        answer.await.map_err(|_| AppendError::Closed)?
+        // The storage engine waits for ever for a flush that a bad disk has made impossible.
+        match time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(answer) => answer.map_err(|_| AppendError::Closed)?,
+            Err(_) => Err(AppendError::Unavailable(
+                "the disk did not answer in time".to_owned(),
+            )),
+        }
     }
 
     /// Reads on a thread that may block.
@@ -178,9 +191,18 @@ impl Drop for EmbeddedLog {
     fn drop(&mut self) {
         // Without senders the writer commits what has queued up, and ends.
         self.requests = None;
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
-        {
+        let Some(writer) = self.writer.take() else {
+            return;
+        };
+        let begun = Instant::now();
+        while !writer.is_finished() {
+            if begun.elapsed() > ANSWER_TIMEOUT {
+                tracing::error!("the log's writer did not end in time");
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        if writer.join().is_err() {
             tracing::error!("the log's writer panicked");
         }
     }
@@ -304,12 +326,17 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
+        let end = self.tail.end();
         self.blocking(move |keyspaces| {
             let Some(value) = keyspaces.ids.get(event_id.as_bytes())? else {
                 return Ok(None);
             };
             let damaged = || ReadError::Unavailable("the index of events is damaged".to_owned());
             let IdRecord { position, .. } = IdRecord::decode(&value).ok_or_else(damaged)?;
+            // What the tail does not show yet cannot be resumed after yet.
+            if position > end {
+                return Ok(None);
+            }
             Ok(Some(keyspaces.event(position)?.stored(position)))
         })
         .await
