@@ -7,6 +7,7 @@ use super::ReasonTable;
 use crate::proto::{CheckType, ReasonCode::*};
 
 /// Didit's risk codes and ours.
+#[rustfmt::skip] // One row a code.
 pub(super) const REASONS: ReasonTable = &[
     // Documents.
     ("BARCODE_NOT_DETECTED", DocumentIncomplete),
@@ -16,28 +17,16 @@ pub(super) const REASONS: ReasonTable = &[
     ("DATA_INCONSISTENT", DocumentDataInconsistent),
     ("DATE_OF_BIRTH_NOT_DETECTED", DocumentIncomplete),
     ("DOCUMENT_EXPIRED", DocumentExpired),
-    (
-        "DOCUMENT_NAME_DIFFERENT_FROM_OTHER_APPROVED_DOCUMENTS",
-        NameMismatch,
-    ),
-    (
-        "DOCUMENT_NOT_SUPPORTED_FOR_APPLICATION",
-        DocumentTypeNotAccepted,
-    ),
+    ("DOCUMENT_NAME_DIFFERENT_FROM_OTHER_APPROVED_DOCUMENTS", NameMismatch),
+    ("DOCUMENT_NOT_SUPPORTED_FOR_APPLICATION", DocumentTypeNotAccepted),
     ("DOCUMENT_NUMBER_FORMAT_MISMATCH", DocumentDataInvalid),
     ("DOCUMENT_NUMBER_NOT_DETECTED", DocumentIncomplete),
     ("DOCUMENT_SIDES_MISMATCH", DocumentDataInconsistent),
     ("EXPIRATION_DATE_NOT_DETECTED", DocumentIncomplete),
     ("ID_DOCUMENT_IN_BLOCKLIST", DocumentBlocklisted),
-    (
-        "ID_VERIFICATION_DATA_MISMATCH_BETWEEN_DOCUMENTS",
-        DocumentDataInconsistent,
-    ),
+    ("ID_VERIFICATION_DATA_MISMATCH_BETWEEN_DOCUMENTS", DocumentDataInconsistent),
     ("INVALID_DATE", DocumentDataInvalid),
-    (
-        "MRZ_AND_DATA_EXTRACTED_FROM_OCR_NOT_SAME",
-        DocumentDataInconsistent,
-    ),
+    ("MRZ_AND_DATA_EXTRACTED_FROM_OCR_NOT_SAME", DocumentDataInconsistent),
     ("MRZ_NOT_DETECTED", DocumentIncomplete),
     ("MRZ_VALIDATION_FAILED", DocumentDataInvalid),
     ("NAME_NOT_DETECTED", DocumentIncomplete),
@@ -58,10 +47,7 @@ pub(super) const REASONS: ReasonTable = &[
     ("DOB_MISMATCH_WITH_PROVIDED", DateOfBirthMismatch),
     ("FULL_NAME_MISMATCH_WITH_PROVIDED", NameMismatch),
     ("GENDER_MISMATCH_WITH_PROVIDED", DataMismatch),
-    (
-        "IDENTIFICATION_NUMBER_MISMATCH_WITH_PROVIDED",
-        IdNumberMismatch,
-    ),
+    ("IDENTIFICATION_NUMBER_MISMATCH_WITH_PROVIDED", IdNumberMismatch),
     ("NATIONALITY_MISMATCH_WITH_PROVIDED", DataMismatch),
     ("POSSIBLE_DUPLICATED_USER", DuplicateIdentity),
     // Liveness and face.
@@ -75,10 +61,7 @@ pub(super) const REASONS: ReasonTable = &[
     ("LOW_FACE_LUMINANCE", FaceQualityLow),
     ("LOW_FACE_MATCH_SIMILARITY", FaceMatchLowConfidence),
     ("LOW_FACE_QUALITY", FaceQualityLow),
-    (
-        "LOW_FRONT_CAMERA_FACE_MATCH_SIMILARITY",
-        FaceMatchLowConfidence,
-    ),
+    ("LOW_FRONT_CAMERA_FACE_MATCH_SIMILARITY", FaceMatchLowConfidence),
     ("LOW_LIVENESS_SCORE", LivenessFailed),
     ("MULTIPLE_FACES_DETECTED", FaceMultiple),
     ("NO_FACE_DETECTED", FaceNotDetected),
@@ -86,10 +69,7 @@ pub(super) const REASONS: ReasonTable = &[
     ("POSSIBLE_DUPLICATED_FACE", FaceDuplicate),
     ("POSSIBLE_FACE_IN_BLOCKLIST", FaceBlocklisted),
     // Device and network.
-    (
-        "COUNTRY_FROM_DOCUMENT_DOES_NOT_MATCH_COUNTRY_FROM_IP",
-        LocationMismatch,
-    ),
+    ("COUNTRY_FROM_DOCUMENT_DOES_NOT_MATCH_COUNTRY_FROM_IP", LocationMismatch),
     ("DEVICE_FINGERPRINT_IN_BLOCKLIST", DeviceRisk),
     ("DEVICE_RECOVERED_HIGH_CONFIDENCE", DeviceDuplicate),
     ("DUPLICATED_DEVICE_FINGERPRINT", DeviceDuplicate),
@@ -98,10 +78,7 @@ pub(super) const REASONS: ReasonTable = &[
     ("IP_ADDRESS_IN_BLOCKLIST", NetworkRisk),
     ("PRIVATE_NETWORK_DETECTED", NetworkRisk),
     // Screening and databases.
-    (
-        "COULD_NOT_PERFORM_DATABASE_VALIDATION",
-        DataSourceUnavailable,
-    ),
+    ("COULD_NOT_PERFORM_DATABASE_VALIDATION", DataSourceUnavailable),
     ("DATABASE_VALIDATION_NO_MATCH", IdentityNotFound),
     ("DATABASE_VALIDATION_PARTIAL_MATCH", DataMismatch),
     ("POSSIBLE_MATCH_FOUND", WatchlistMatch),

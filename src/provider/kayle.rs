@@ -22,8 +22,7 @@ use crate::{
     event::IdempotencyKey,
     proto::{
         Check, CheckResult, CheckType, Decider, Finality, Outcome, PersonalData, Reason,
-        ReasonCode::{self, *},
-        Retry, Subject, SubjectType, Verification, VerificationEvent,
+        ReasonCode::*, Retry, Subject, SubjectType, Verification, VerificationEvent,
         verification_event::Detail,
     },
 };
@@ -62,7 +61,7 @@ impl Provider for Kayle {
         let body: Body = json::parse(webhook.content())?;
         let event_type = match &body.event_type {
             Some(event_type) => event_type.clone(),
-            None => untyped(&body, webhook)?.to_owned(),
+            None => untyped(webhook)?.to_owned(),
         };
         normalize(body, &event_type)
     }
@@ -96,7 +95,7 @@ struct Metadata {
 }
 
 /// The data of all events: each has some of these.
-#[derive(Default, Deserialize, PartialEq)]
+#[derive(Deserialize)]
 struct Data {
     claims: Option<json::Object>,
     failure_code: Option<String>,
@@ -107,10 +106,14 @@ struct Data {
 }
 
 /// The type of an event that does not name it.
-fn untyped(body: &Body, webhook: &VerifiedWebhook) -> Result<&'static str, NormalizeError> {
+fn untyped(webhook: &VerifiedWebhook) -> Result<&'static str, NormalizeError> {
     const EXPIRED: &str = "verification.session.expired";
-    let header = webhook.unsigned_header("x-kayle-event");
-    if header == Some(EXPIRED) && body.data == Data::default() {
+    #[derive(Deserialize)]
+    struct Body {
+        data: json::Object,
+    }
+    let Body { data } = json::parse(webhook.content())?;
+    if data.0.is_empty() && webhook.unsigned_header("x-kayle-event") == Some(EXPIRED) {
         return Ok(EXPIRED);
     }
     Err(NormalizeError::missing("type"))
@@ -168,11 +171,7 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
         Some(reason) if reason.starts_with("privacy_") => Decider::Subject,
         _ => decided_by,
     };
-    reasons.extend(cancel_reason.map(|code| Reason {
-        code: reason_code(CANCEL_REASONS, &code),
-        provider_code: code,
-        ..Default::default()
-    }));
+    reasons.extend(cancel_reason.map(|code| reason(CANCEL_REASONS, code)));
 
     let event = VerificationEvent {
         source: provider_source(&body.metadata.event_id, event_type),
@@ -201,70 +200,42 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
 /// The retries that Kayle allows for the chip and for the face.
 const ATTEMPTS_ALLOWED: u32 = 3;
 
-/// Kayle's failure codes: the check that failed, and why. The names with `passport_` are those before 2026-05-08.
-const FAILURES: &[(&str, CheckType, ReasonCode)] = &[
-    (
-        "document_authenticity_failed",
-        CheckType::DocumentChip,
-        ChipAuthenticityFailed,
-    ),
-    (
-        "passport_authenticity_failed",
-        CheckType::DocumentChip,
-        ChipAuthenticityFailed,
-    ),
-    (
-        "document_active_authentication_failed",
-        CheckType::DocumentChip,
-        ChipCloneSuspected,
-    ),
-    (
-        "passport_active_authentication_failed",
-        CheckType::DocumentChip,
-        ChipCloneSuspected,
-    ),
-    (
-        "document_chip_authentication_failed",
-        CheckType::DocumentChip,
-        ChipAuthenticityFailed,
-    ),
-    (
-        "passport_chip_authentication_failed",
-        CheckType::DocumentChip,
-        ChipAuthenticityFailed,
-    ),
+/// Kayle's failure codes. The names with `passport_` are those before 2026-05-08.
+#[rustfmt::skip] // One row a code.
+const FAILURES: ReasonTable = &[
+    ("document_authenticity_failed", ChipAuthenticityFailed),
+    ("passport_authenticity_failed", ChipAuthenticityFailed),
+    ("document_active_authentication_failed", ChipCloneSuspected),
+    ("passport_active_authentication_failed", ChipCloneSuspected),
+    ("document_chip_authentication_failed", ChipAuthenticityFailed),
+    ("passport_chip_authentication_failed", ChipAuthenticityFailed),
     // These two end the session at once, whatever the counters say.
-    (
-        "document_anti_cloning_attestation_failed",
-        CheckType::DeviceAttestation,
-        DeviceAttestationFailed,
-    ),
-    (
-        "passport_anti_cloning_attestation_failed",
-        CheckType::DeviceAttestation,
-        DeviceAttestationFailed,
-    ),
-    (
-        "document_data_invalid",
-        CheckType::DocumentData,
-        DocumentDataInvalid,
-    ),
-    ("liveness_failed", CheckType::Liveness, LivenessFailed),
-    ("selfie_face_mismatch", CheckType::FaceMatch, FaceMismatch),
+    ("document_anti_cloning_attestation_failed", DeviceAttestationFailed),
+    ("passport_anti_cloning_attestation_failed", DeviceAttestationFailed),
+    ("document_data_invalid", DocumentDataInvalid),
+    ("liveness_failed", LivenessFailed),
+    ("selfie_face_mismatch", FaceMismatch),
 ];
 
+/// The check that a failure is one of.
+fn failed_check(reason: &Reason) -> CheckType {
+    match reason.code() {
+        ChipAuthenticityFailed | ChipCloneSuspected => CheckType::DocumentChip,
+        DeviceAttestationFailed => CheckType::DeviceAttestation,
+        DocumentDataInvalid => CheckType::DocumentData,
+        LivenessFailed => CheckType::Liveness,
+        FaceMismatch => CheckType::FaceMatch,
+        _ => CheckType::Other,
+    }
+}
+
 /// Why a session was cancelled. Kayle does not tell who did it, the customer or the subject.
+#[rustfmt::skip] // One row a code.
 const CANCEL_REASONS: ReasonTable = &[
     ("cancelled", Other),
     ("cancelled_after_failed_check", Other),
-    (
-        "privacy_cancelled_after_terminal_failure",
-        PrivacyWithdrawal,
-    ),
-    (
-        "privacy_cancelled_after_terminal_success",
-        PrivacyWithdrawal,
-    ),
+    ("privacy_cancelled_after_terminal_failure", PrivacyWithdrawal),
+    ("privacy_cancelled_after_terminal_success", PrivacyWithdrawal),
 ];
 
 /// The check that failed, and the checks whose retries were counted. Of a counted check that did not fail Kayle does
@@ -294,12 +265,8 @@ fn checks(
     let Some(code) = failure_code else {
         return checks;
     };
-    let (check_type, reason_code) = FAILURES
-        .iter()
-        .find(|(known, ..)| *known == code)
-        .map_or((CheckType::Other, Other), |(_, check_type, reason)| {
-            (*check_type, *reason)
-        });
+    let reason = reason(FAILURES, code.to_owned());
+    let check_type = failed_check(&reason);
     let failed = match checks.iter().position(|c| c.r#type() == check_type) {
         Some(index) => &mut checks[index],
         None => {
@@ -313,12 +280,16 @@ fn checks(
     };
     failed.set_result(CheckResult::Failed);
     failed.provider_result = code.to_owned();
-    failed.reasons = vec![Reason {
-        code: reason_code.into(),
-        provider_code: code.to_owned(),
-        ..Default::default()
-    }];
+    failed.reasons = vec![reason];
     checks
+}
+
+fn reason(table: ReasonTable, provider_code: String) -> Reason {
+    Reason {
+        code: reason_code(table, &provider_code),
+        provider_code,
+        ..Default::default()
+    }
 }
 
 /// The subject, if it agreed to be recognized: the id is one of the claims that it may share.
