@@ -44,7 +44,7 @@ async fn newest_quarantined(server: &Server) -> (QuarantineReason, String) {
 async fn an_unknown_source_is_not_found() {
     let server = Server::start().await;
     let mut provider = gu1_request(gu1_body("1"));
-    provider.provider = "acme".to_owned();
+    provider.provider = "no_such_provider".to_owned();
     let mut account = gu1_request(gu1_body("1"));
     account.account = "other".to_owned();
     for request in [provider, account] {

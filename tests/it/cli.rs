@@ -362,7 +362,7 @@ fn a_webhook_is_normalized_offline() {
     assert!(stderr(&output).contains("kyc.validation_teleported is not known"));
     let output = normalize("gu1", &file("gu1", "alert.http"));
     assert!(output.status.success() && stdout(&output).is_empty());
-    let output = normalize("acme", &file("gu1", "alert.http"));
+    let output = normalize("no_such_provider", &file("gu1", "alert.http"));
     assert_eq!(output.status.code(), Some(2));
     let output = normalize("gu1", Path::new("nowhere.http"));
     assert_eq!(output.status.code(), Some(1));

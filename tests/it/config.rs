@@ -81,8 +81,8 @@ fn what_is_wrong_is_said_in_one_line() {
         (&format!("{GU1}secret = 1"), "secret"),
         (&format!("{GU1}{GU1}"), "gu1/default: configured twice"),
         (
-            &GU1.replace("gu1", "acme"),
-            "acme/default: unknown provider; verdict knows ",
+            &GU1.replace("gu1", "no_such_provider"),
+            "no_such_provider/default: unknown provider; verdict knows ",
         ),
         (
             &format!("{GU1}schemes = [\"md5\"]"),

@@ -418,7 +418,7 @@ async fn a_filter_lets_through_what_is_asked_for_and_all_of_it() {
         assert_eq!(self::events(&server, filter).await, expected);
     }
     let nothing = EventFilter {
-        providers: strings(&["acme"]),
+        providers: strings(&["no_such_provider"]),
         ..Default::default()
     };
     assert!(self::events(&server, nothing).await.is_empty());
@@ -449,7 +449,7 @@ async fn a_filtered_stream_ends_with_a_cursor_after_all_that_it_passed_over() {
     }
     let subscribe = SubscribeRequest {
         filter: Some(EventFilter {
-            providers: vec!["acme".to_owned()],
+            providers: vec!["no_such_provider".to_owned()],
             ..Default::default()
         }),
         stop_when_caught_up: true,
@@ -566,7 +566,7 @@ async fn a_silent_stream_sends_heartbeats() {
 async fn a_heartbeat_moves_the_cursor_of_a_stream_that_matches_nothing() {
     let log = memory_log();
     let filter = EventFilter {
-        providers: vec!["acme".to_owned()],
+        providers: vec!["no_such_provider".to_owned()],
         ..Default::default()
     };
     let heartbeat = Duration::from_secs(1);
