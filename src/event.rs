@@ -7,6 +7,7 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 use prost::{Message, Name};
 use prost_reflect::{DynamicMessage, SerializeOptions};
+use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 use sha2::{Digest, Sha256};
 use uuid::{Uuid, uuid};
 
@@ -163,33 +164,36 @@ pub fn encode(mut event: VerificationEvent) -> EncodedEvent {
     }
 }
 
+/// A message that has no JSON: what a server sent is not what the contract says.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    /// Bytes inside the message are not the message that they should be.
+    #[error("a message cannot be decoded: {0}")]
+    Decode(#[from] prost::DecodeError),
+    /// A value has no form in JSON, such as a time beyond the year 9999.
+    #[error("a message cannot be written as JSON: {0}")]
+    Write(#[from] serde_json::Error),
+}
+
 /// A message of `verdict.v1` in the canonical JSON mapping of protobuf, on one line.
-pub fn to_json<M: Message + Name>(message: &M) -> String {
-    json(message, &serde_json::ser::CompactFormatter)
+pub fn to_json<M: Message + Name>(message: &M) -> Result<String, JsonError> {
+    json(message, CompactFormatter)
 }
 
 /// A message of `verdict.v1` in the canonical JSON mapping of protobuf, indented for people.
-pub fn to_pretty_json<M: Message + Name>(message: &M) -> String {
-    json(message, &serde_json::ser::PrettyFormatter::new())
+pub fn to_pretty_json<M: Message + Name>(message: &M) -> Result<String, JsonError> {
+    json(message, PrettyFormatter::new())
 }
 
-fn json<M, F>(message: &M, formatter: &F) -> String
-where
-    M: Message + Name,
-    F: serde_json::ser::Formatter + Clone,
-{
+fn json<M: Message + Name>(message: &M, formatter: impl Formatter) -> Result<String, JsonError> {
     let descriptor = proto::DESCRIPTORS
         .get_message_by_name(&M::full_name())
         .expect("every message of verdict.v1 is in the descriptor set");
     let mut dynamic = DynamicMessage::new(descriptor);
-    dynamic
-        .transcode_from(message)
-        .expect("the message was generated from this descriptor");
+    dynamic.transcode_from(message)?;
     let mut out = Vec::with_capacity(1024);
-    let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter.clone());
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
     let options = SerializeOptions::new().use_proto_field_name(true);
-    dynamic
-        .serialize_with_options(&mut serializer, &options)
-        .expect("timestamps are in range and JSON goes to memory");
-    String::from_utf8(out).expect("serde_json writes UTF-8")
+    dynamic.serialize_with_options(&mut serializer, &options)?;
+    Ok(String::from_utf8(out).expect("serde_json writes UTF-8"))
 }

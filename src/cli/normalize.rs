@@ -73,7 +73,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
                 Format::Table => event::to_pretty_json(&event),
                 Format::Json => event::to_json(&event),
             };
-            anstream::println!("{json}");
+            anstream::println!("{}", json.map_err(CliError::failed)?);
             Ok(())
         }
     }

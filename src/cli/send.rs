@@ -76,7 +76,10 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         .into_inner();
     let status = response.status();
     match Format::or_detect(args.format) {
-        Format::Json => anstream::println!("{}", event::to_json(&response)),
+        Format::Json => {
+            let json = event::to_json(&response).map_err(CliError::failed)?;
+            anstream::println!("{json}");
+        }
         Format::Table => anstream::println!(
             "{} {}{}",
             status.as_str_name().trim_start_matches("INGEST_STATUS_"),

@@ -31,7 +31,8 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     match Format::or_detect(args.format) {
         Format::Json => {
             for source in &sources {
-                anstream::println!("{}", event::to_json(source));
+                let json = event::to_json(source).map_err(CliError::failed)?;
+                anstream::println!("{json}");
             }
         }
         Format::Table => {

@@ -153,11 +153,12 @@ fn line(response: &SubscribeResponse, format: Format) -> Result<Option<String>, 
     let Some(SubscribeMessage::Event(event)) = &response.message else {
         return Ok(None);
     };
+    let unreadable = |error: &dyn std::fmt::Display| Status::data_loss(error.to_string());
     Ok(Some(match format {
-        Format::Json => event::to_json(response),
+        Format::Json => event::to_json(response).map_err(|error| unreadable(&error))?,
         Format::Table => {
-            let event = VerificationEvent::decode(event.clone())
-                .map_err(|error| Status::data_loss(error.to_string()))?;
+            let event =
+                VerificationEvent::decode(event.clone()).map_err(|error| unreadable(&error))?;
             output::event_row(&event)
         }
     }))

@@ -34,7 +34,7 @@ fn outcome(source: &Source, webhook: RawWebhook) -> String {
             format!(
                 "{}\n{}",
                 key(&normalized.key),
-                event::to_pretty_json(&event)
+                event::to_pretty_json(&event).unwrap()
             )
         }
     }

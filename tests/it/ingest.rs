@@ -429,7 +429,7 @@ async fn personal_data_that_is_nested_deeply_can_be_read_by_all() {
             .event
             .unwrap();
         assert!(event.personal_data.is_some());
-        assert!(event::to_json(&event).contains("claims"));
+        assert!(event::to_json(&event).unwrap().contains("claims"));
     }
 }
 

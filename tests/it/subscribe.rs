@@ -136,6 +136,20 @@ async fn an_event_is_sent_as_it_lies_in_the_log() {
     }
 }
 
+#[test]
+fn bytes_that_are_no_event_are_an_error_and_no_panic() {
+    for event in [
+        &b"\xff"[..],
+        b"\x1a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+    ] {
+        let response = SubscribeResponse {
+            cursor: String::new(),
+            message: Some(SubscribeMessage::Event(Bytes::from_static(event))),
+        };
+        assert!(event::to_json(&response).is_err(), "{event:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_follows_is_live_and_each_message_can_be_resumed_after() {
     let server = Server::start().await;
