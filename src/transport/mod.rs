@@ -175,10 +175,11 @@ fn verdict_service(shared: &Shared) -> Admitted<VerdictServiceServer<grpc::Verdi
 }
 
 fn admin_service(shared: &Shared) -> Admitted<AdminServiceServer<admin::Admin>> {
+    const MAX_REQUEST_BYTES: usize = 64 << 10;
     let service = AdminServiceServer::new(admin::Admin(shared.clone()))
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
-        .max_decoding_message_size(max_request_bytes(&shared.config));
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
     InterceptedService::new(service, Admission(shared.clone()))
 }
 

@@ -159,6 +159,6 @@ async fn a_client_that_reads_nothing_does_not_hold_up_the_end() {
         took >= Duration::from_secs(1),
         "nothing was stuck: {took:?}"
     );
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
     drop(stuck);
 }
