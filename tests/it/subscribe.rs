@@ -551,9 +551,8 @@ fn delivery(position: u64, message: Message) -> Delivery {
 }
 
 async fn next_of(subscription: &mut Subscription) -> Delivery {
-    subscription
-        .next()
-        .await
+    let next = time::timeout(PATIENCE, subscription.next()).await;
+    next.expect("a message in time")
         .expect("no end")
         .expect("no error")
 }
