@@ -95,8 +95,8 @@ impl Ingestor {
         &self.sources
     }
 
-    /// Takes one webhook, the whole way. Every call that names a source and is waited for ends in exactly one counted
-    /// outcome.
+    /// Takes one webhook, the whole way. Every call that names a source and is polled to its end, as the transport does on
+    /// a task of its own, ends in exactly one counted outcome.
     pub async fn ingest(
         &self,
         provider: &str,

@@ -63,7 +63,8 @@ impl VerdictService for Verdict {
                 .await
         });
         let outcome = ingested.await.map_err(|error| {
-            tracing::error!(%error, "a webhook could not be taken");
+            // The text of a panic may quote the webhook.
+            tracing::error!(panicked = error.is_panic(), "a webhook could not be taken");
             status::error(
                 Code::LogUnavailable,
                 "the webhook could not be taken; send it again",
