@@ -63,14 +63,48 @@ pub struct ServerConfig {
     pub shutdown_grace_seconds: u64,
 }
 
-/// The log.
-#[derive(Debug, Deserialize)]
+/// The log. See `config.default.toml` for what each is for.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "documented where users read it, in config.default.toml"
+)]
 pub struct LogConfig {
-    /// Which implementation.
     pub kind: LogKind,
-    /// The directory of the embedded log.
     pub path: PathBuf,
+    pub segment_bytes: u64,
+    pub min_free_bytes: u64,
+    pub retention: Retention,
+    pub unverified: UnverifiedLimits,
+}
+
+/// What is kept how long. 0 means for ever, or without a limit.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "documented where users read it, in config.default.toml"
+)]
+pub struct Retention {
+    pub events_max_age_seconds: u64,
+    pub events_max_bytes: u64,
+    pub deliveries_max_age_seconds: u64,
+    pub deliveries_max_bytes: u64,
+    pub quarantine_max_age_seconds: u64,
+    pub quarantine_max_bytes: u64,
+}
+
+/// The space for deliveries that were not proved genuine.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "documented where users read it, in config.default.toml"
+)]
+pub struct UnverifiedLimits {
+    pub max_deliveries: u64,
+    pub max_bytes: u64,
 }
 
 /// The implementations of the log.

@@ -9,6 +9,8 @@ pub enum Code {
     SourceNotFound,
     /// The log holds no such event.
     EventNotFound,
+    /// The log holds no event of this verification.
+    VerificationNotFound,
     /// There is no evidence under this id.
     DeliveryNotFound,
     /// The webhook was not proved genuine. There is one answer for all causes.
@@ -19,6 +21,10 @@ pub enum Code {
     InvalidRequest,
     /// The cursor is of another log, or of a place that the log does not hold.
     CursorOutOfRange,
+    /// The cursor lies before the one that the consumer has committed.
+    CursorBehind,
+    /// An event that the log must hold cannot be read. Trying again does not help.
+    LogDamaged,
     /// A limit of ours is reached.
     Overloaded,
     /// The log cannot be written or read.
@@ -33,11 +39,14 @@ impl Code {
         match self {
             Self::SourceNotFound => "SOURCE_NOT_FOUND",
             Self::EventNotFound => "EVENT_NOT_FOUND",
+            Self::VerificationNotFound => "VERIFICATION_NOT_FOUND",
             Self::DeliveryNotFound => "DELIVERY_NOT_FOUND",
             Self::SignatureInvalid => "SIGNATURE_INVALID",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
             Self::InvalidRequest => "INVALID_REQUEST",
             Self::CursorOutOfRange => "CURSOR_OUT_OF_RANGE",
+            Self::CursorBehind => "CURSOR_BEHIND",
+            Self::LogDamaged => "LOG_DAMAGED",
             Self::Overloaded => "OVERLOADED",
             Self::LogUnavailable => "LOG_UNAVAILABLE",
             Self::Draining => "DRAINING",
@@ -47,13 +56,16 @@ impl Code {
     /// The gRPC status.
     pub fn grpc(self) -> GrpcCode {
         match self {
-            Self::SourceNotFound | Self::EventNotFound | Self::DeliveryNotFound => {
-                GrpcCode::NotFound
-            }
+            Self::SourceNotFound
+            | Self::EventNotFound
+            | Self::VerificationNotFound
+            | Self::DeliveryNotFound => GrpcCode::NotFound,
             Self::SignatureInvalid | Self::PayloadTooLarge | Self::InvalidRequest => {
                 GrpcCode::InvalidArgument
             }
             Self::CursorOutOfRange => GrpcCode::OutOfRange,
+            Self::CursorBehind => GrpcCode::FailedPrecondition,
+            Self::LogDamaged => GrpcCode::DataLoss,
             Self::Overloaded => GrpcCode::ResourceExhausted,
             Self::LogUnavailable | Self::Draining => GrpcCode::Unavailable,
         }
@@ -65,11 +77,14 @@ impl Code {
             Self::Overloaded | Self::LogUnavailable | Self::Draining => true,
             Self::SourceNotFound
             | Self::EventNotFound
+            | Self::VerificationNotFound
             | Self::DeliveryNotFound
             | Self::SignatureInvalid
             | Self::PayloadTooLarge
             | Self::InvalidRequest
-            | Self::CursorOutOfRange => false,
+            | Self::CursorOutOfRange
+            | Self::CursorBehind
+            | Self::LogDamaged => false,
         }
     }
 }

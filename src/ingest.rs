@@ -12,7 +12,9 @@ use uuid::Uuid;
 use crate::{
     error::Code,
     event::{self, NORMALIZER_VERSION},
-    log::{AppendError, Appended, EventLog, NewEvent, NewQuarantined, Position},
+    log::{
+        AppendError, Appended, EventLog, NewEvent, NewQuarantined, Origin, Position, QuarantineKind,
+    },
     proto::{
         self, Environment, QuarantineReason, QuarantinedDelivery, TraceContext, VerificationEvent,
     },
@@ -192,6 +194,8 @@ impl Ingestor {
         );
         let delivery = NewQuarantined {
             id,
+            kind: QuarantineKind::Genuine,
+            received_at,
             summary: summary.encode_to_vec().into(),
             delivery: delivery(source, webhook, received_at)
                 .encode_to_vec()
@@ -277,6 +281,7 @@ fn complete(
         verification: event::verification_key(&event),
         occurred_at,
         received_at,
+        origin: Origin::Received,
         encoded: event::encode(event),
         delivery: delivery(source, webhook, received_at)
             .encode_to_vec()

@@ -213,7 +213,10 @@ impl Subscription {
         let events = self.log.read(self.position, READ_LIMIT).await?;
         if events.is_empty() {
             // The tail no longer holds what comes next, so the log must.
-            return Err(ReadError::Damaged(Position(self.position.0 + 1)));
+            return Err(ReadError::Damaged {
+                position: Position(self.position.0 + 1),
+                place: "the log ends before its newest events".to_owned(),
+            });
         }
         Ok(events)
     }

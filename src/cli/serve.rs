@@ -41,7 +41,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     }
     tracing::info!(
         server.address = %listener.local_addr().map_err(CliError::failed)?,
-        log.id = %log.id(),
+        log.id = %log.cursor(log.tail().end()).log,
         log.position = log.tail().end().0,
         sources = loaded.sources.len(),
         "serving"

@@ -1,48 +1,70 @@
-//! The log in memory, for tests and first steps. It forgets everything when it is dropped.
+//! The log in memory, for tests and first steps. It forgets everything when it is dropped, and nothing before.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use prost_types::Timestamp;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{
-    AppendError, Appended, EventLog, NewEvent, NewQuarantined, Position, ReadError, ReadLimit,
-    StoredEvent, StoredQuarantined, Tail, VerificationState,
+    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,
+    NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, QuarantineStats, ReadError,
+    ReadLimit, Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
+    consumers::Consumers,
+    verification::{Time, time},
 };
+use crate::config::UnverifiedLimits;
 
 /// A log in memory.
 pub struct MemoryLog {
     id: Uuid,
+    unverified: UnverifiedLimits,
     tail: Tail,
+    health: watch::Sender<Health>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     records: Vec<Record>,
-    by_id: HashMap<Uuid, (Position, [u8; 32])>,
+    by_id: HashMap<Uuid, Position>,
     verifications: HashMap<[u8; 32], VerificationState>,
-    quarantine: Vec<StoredQuarantined>,
-    quarantine_by_id: HashMap<Uuid, u64>,
+    consumers: Consumers,
+    genuine: Quarantine,
+    unverified: Quarantine,
 }
 
 struct Record {
     event: StoredEvent,
-    received_at: (i64, i32),
+    content_sha256: [u8; 32],
+    received_at: Time,
+    /// The event before of the same verification; 0 if there is none.
+    previous: Position,
     delivery: Bytes,
+}
+
+#[derive(Default)]
+struct Quarantine {
+    deliveries: BTreeMap<u64, (Uuid, StoredQuarantined)>,
+    by_id: HashMap<Uuid, u64>,
+    /// The sequence of the newest delivery so far, whether it is still here or not.
+    end: u64,
+    stats: QuarantineStats,
 }
 
 impl MemoryLog {
     /// An empty log. `id` must not have been used before.
-    pub fn new(id: Uuid) -> Self {
+    pub fn new(id: Uuid, unverified: UnverifiedLimits) -> Self {
         Self {
             id,
+            unverified,
             tail: Tail::new(Position(0)),
+            health: watch::Sender::new(Health::Well),
             state: Mutex::default(),
         }
     }
@@ -56,12 +78,72 @@ impl State {
     fn event(&self, position: Position) -> Option<&Record> {
         self.records.get(position.0.checked_sub(1)? as usize)
     }
+
+    fn quarantine(&mut self, kind: QuarantineKind) -> &mut Quarantine {
+        match kind {
+            QuarantineKind::Genuine => &mut self.genuine,
+            QuarantineKind::Unverified => &mut self.unverified,
+        }
+    }
+}
+
+impl Quarantine {
+    fn add(&mut self, delivery: NewQuarantined) {
+        if self.by_id.contains_key(&delivery.id) {
+            return;
+        }
+        self.end += 1;
+        let stored = StoredQuarantined {
+            kind: delivery.kind,
+            sequence: self.end,
+            summary: delivery.summary,
+            delivery: delivery.delivery,
+        };
+        self.stats.deliveries += 1;
+        self.stats.size_bytes += stored.size_bytes() as u64;
+        self.by_id.insert(delivery.id, self.end);
+        self.deliveries.insert(self.end, (delivery.id, stored));
+    }
+
+    fn remove(&mut self, sequence: u64) {
+        if let Some((id, stored)) = self.deliveries.remove(&sequence) {
+            self.by_id.remove(&id);
+            self.stats.deliveries -= 1;
+            self.stats.size_bytes -= stored.size_bytes() as u64;
+        }
+    }
+
+    /// Lets the oldest deliveries make room.
+    fn shrink(&mut self, limits: &UnverifiedLimits) {
+        while self.stats.deliveries > limits.max_deliveries
+            || self.stats.size_bytes > limits.max_bytes
+        {
+            let Some((&oldest, _)) = self.deliveries.first_key_value() else {
+                return;
+            };
+            self.remove(oldest);
+            self.stats.dropped += 1;
+        }
+    }
 }
 
 #[async_trait]
 impl EventLog for MemoryLog {
-    fn id(&self) -> Uuid {
-        self.id
+    fn cursor(&self, position: Position) -> Cursor {
+        Cursor {
+            log: self.id,
+            position,
+        }
+    }
+
+    fn resolve(&self, cursor: &Cursor) -> Result<Position, OutOfRange> {
+        if cursor.log != self.id {
+            return Err(OutOfRange::OtherLog);
+        }
+        if cursor.position > self.tail.end() {
+            return Err(OutOfRange::Ahead);
+        }
+        Ok(cursor.position)
     }
 
     fn tail(&self) -> &Tail {
@@ -72,31 +154,46 @@ impl EventLog for MemoryLog {
         Position(0)
     }
 
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    fn stats(&self) -> Stats {
+        let state = self.state();
+        let bytes = |record: &Record| record.event.size_bytes() + record.delivery.len();
+        Stats {
+            format: 0,
+            size_bytes: state.records.iter().map(bytes).sum::<usize>() as u64,
+            genuine: state.genuine.stats,
+            unverified: state.unverified.stats,
+        }
+    }
+
     async fn append(&self, event: NewEvent) -> Result<Appended, AppendError> {
         let mut state = self.state();
-        if let Some((position, content)) = state.by_id.get(&event.event_id) {
-            return Ok(Appended::again(*position, *content == event.content_sha256));
+        if let Some(position) = state.by_id.get(&event.event_id) {
+            let known = state.event(*position).map(|record| record.content_sha256);
+            let same_content = known == Some(event.content_sha256);
+            return Ok(Appended::again(*position, same_content));
         }
-        let (revision, late) = match event.verification {
-            None => (0, false),
-            Some(verification) => {
-                let slot = state.verifications.entry(verification).or_default();
-                let (next, late) = slot.next(event.occurred_at.as_ref());
-                *slot = next;
-                (next.revision, late)
-            }
-        };
         let position = Position(state.records.len() as u64 + 1);
+        let (mut revision, mut late, mut previous) = (0, false, Position(0));
+        if let Some(verification) = event.verification {
+            let slot = state.verifications.entry(verification).or_default();
+            previous = slot.last;
+            (*slot, late) = slot.next(&event, position);
+            revision = slot.revision;
+        }
         let stored = StoredEvent {
             position,
             encoded: event.encoded.placed(revision, late),
         };
-        state
-            .by_id
-            .insert(event.event_id, (position, event.content_sha256));
+        state.by_id.insert(event.event_id, position);
         state.records.push(Record {
             event: stored.clone(),
-            received_at: (event.received_at.seconds, event.received_at.nanos),
+            content_sha256: event.content_sha256,
+            received_at: time(&event.received_at),
+            previous,
             delivery: event.delivery,
         });
         // Still under the lock, so that the tail sees the events in order.
@@ -115,14 +212,14 @@ impl EventLog for MemoryLog {
 
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
         let state = self.state();
-        let position = state.by_id.get(&event_id).map(|(position, _)| *position);
-        let record = position.and_then(|position| state.event(position));
+        let position = state.by_id.get(&event_id);
+        let record = position.and_then(|position| state.event(*position));
         Ok(record.map(|record| record.event.clone()))
     }
 
     async fn position_before(&self, since: Timestamp) -> Result<Position, ReadError> {
         let state = self.state();
-        let since = (since.seconds, since.nanos);
+        let since = time(&since);
         let earlier = state
             .records
             .iter()
@@ -131,40 +228,88 @@ impl EventLog for MemoryLog {
     }
 
     async fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError> {
-        Ok(self
-            .state()
-            .event(position)
-            .map(|record| record.delivery.clone()))
+        let state = self.state();
+        Ok(state.event(position).map(|record| record.delivery.clone()))
+    }
+
+    async fn verification(&self, key: [u8; 32]) -> Result<Option<VerificationState>, ReadError> {
+        Ok(self.state().verifications.get(&key).copied())
+    }
+
+    async fn history(&self, from: Position, limit: usize) -> Result<History, ReadError> {
+        let state = self.state();
+        let mut events = Vec::new();
+        let mut next = from;
+        while events.len() < limit
+            && let Some(record) = state.event(next)
+        {
+            events.push(record.event.clone());
+            next = record.previous;
+        }
+        Ok(History {
+            events,
+            next: (next != Position(0)).then_some(next),
+        })
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        self.state().consumers.commit(commit)
+    }
+
+    async fn forget(&self, consumer: String) -> Result<(), AppendError> {
+        self.state().consumers.0.remove(&consumer);
+        Ok(())
+    }
+
+    fn consumers(&self) -> Vec<Consumer> {
+        self.state().consumers.0.values().cloned().collect()
     }
 
     async fn quarantine(&self, delivery: NewQuarantined) -> Result<(), AppendError> {
         let mut state = self.state();
-        if state.quarantine_by_id.contains_key(&delivery.id) {
-            return Ok(());
+        let kind = delivery.kind;
+        let quarantine = state.quarantine(kind);
+        quarantine.add(delivery);
+        if kind == QuarantineKind::Unverified {
+            quarantine.shrink(&self.unverified);
         }
-        let sequence = state.quarantine.len() as u64 + 1;
-        state.quarantine_by_id.insert(delivery.id, sequence);
-        state.quarantine.push(StoredQuarantined {
-            sequence,
-            summary: delivery.summary,
-            delivery: delivery.delivery,
-        });
         Ok(())
     }
 
     async fn quarantined(
         &self,
+        kind: QuarantineKind,
         after: u64,
         limit: ReadLimit,
     ) -> Result<Vec<StoredQuarantined>, ReadError> {
-        let state = self.state();
-        let deliveries = state.quarantine.iter().skip(after as usize);
-        limit.take(deliveries.cloned().map(Ok), StoredQuarantined::size_bytes)
+        let mut state = self.state();
+        let Some(first) = after.checked_add(1) else {
+            return Ok(Vec::new());
+        };
+        let deliveries = state.quarantine(kind).deliveries.range(first..);
+        let stored = deliveries.map(|(_, (_, stored))| Ok(stored.clone()));
+        limit.take(stored, StoredQuarantined::size_bytes)
     }
 
     async fn find_quarantined(&self, id: Uuid) -> Result<Option<StoredQuarantined>, ReadError> {
         let state = self.state();
-        let sequence = state.quarantine_by_id.get(&id);
-        Ok(sequence.map(|sequence| state.quarantine[*sequence as usize - 1].clone()))
+        let find = |quarantine: &Quarantine| {
+            let sequence = quarantine.by_id.get(&id)?;
+            let (_, stored) = quarantine.deliveries.get(sequence)?;
+            Some(stored.clone())
+        };
+        Ok(find(&state.genuine).or_else(|| find(&state.unverified)))
+    }
+
+    async fn release(&self, id: Uuid) -> Result<bool, AppendError> {
+        let mut state = self.state();
+        for kind in [QuarantineKind::Genuine, QuarantineKind::Unverified] {
+            let quarantine = state.quarantine(kind);
+            if let Some(sequence) = quarantine.by_id.get(&id).copied() {
+                quarantine.remove(sequence);
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

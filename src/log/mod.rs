@@ -3,20 +3,25 @@
 //! It knows no provider and reads no event. It takes byte strings and what it needs to recognize a redelivery, and
 //! hands the byte strings out again, in order. The implementations pass one contract suite, `tests/it/log.rs`.
 
+pub mod disk;
 pub mod embedded;
 pub mod memory;
 
+mod consumers;
 mod cursor;
 mod tail;
+mod verification;
 
 pub use cursor::{Cursor, CursorError};
 pub use tail::Tail;
+pub use verification::{Origin, VerificationState};
 
 use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use prost_types::Timestamp;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::event::EncodedEvent;
@@ -25,17 +30,26 @@ use crate::event::EncodedEvent;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub u64);
 
-/// A log of events, with a quarantine beside it.
+/// A log of events, with the quarantines and the consumers beside it.
 #[async_trait]
 pub trait EventLog: Send + Sync {
-    /// Names the log. A cursor of another log is of no use in this one.
-    fn id(&self) -> Uuid;
+    /// What callers see of a position: it names this log too.
+    fn cursor(&self, position: Position) -> Cursor;
+
+    /// The position of a cursor that can be resumed after.
+    fn resolve(&self, cursor: &Cursor) -> Result<Position, OutOfRange>;
 
     /// The newest events and the place where the log ends.
     fn tail(&self) -> &Tail;
 
     /// The place before the oldest event that is retained.
     fn start(&self) -> Position;
+
+    /// Whether the log can write, and the news of it.
+    fn health(&self) -> watch::Receiver<Health>;
+
+    /// How large everything is.
+    fn stats(&self) -> Stats;
 
     /// Writes an event, unless it is there already, and returns when it is durable.
     ///
@@ -51,22 +65,91 @@ pub trait EventLog: Send + Sync {
     /// The place before the first event that was received at `since` or later; the end of the log if there is none.
     async fn position_before(&self, since: Timestamp) -> Result<Position, ReadError>;
 
-    /// The raw delivery behind the event at this place.
+    /// The raw delivery behind the event at this place. `None` when it is no longer retained.
     async fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError>;
 
-    /// Puts a delivery into the quarantine, unless it is there already, and returns when it is durable.
+    /// Where a verification stands.
+    async fn verification(&self, key: [u8; 32]) -> Result<Option<VerificationState>, ReadError>;
+
+    /// The event at `from` and those before it of the same verification, newest first: at most `limit` of them.
+    async fn history(&self, from: Position, limit: usize) -> Result<History, ReadError>;
+
+    /// Stores how far a consumer has come, and returns when that is durable.
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError>;
+
+    /// Forgets a consumer, if there is one, and returns when that is durable.
+    async fn forget(&self, consumer: String) -> Result<(), AppendError>;
+
+    /// Every consumer that has committed, by name.
+    fn consumers(&self) -> Vec<Consumer>;
+
+    /// Puts a delivery into its quarantine, unless it is there already. Returns when that is durable; with
+    /// [`QuarantineKind::Unverified`], for which nobody was promised anything, at once.
     async fn quarantine(&self, delivery: NewQuarantined) -> Result<(), AppendError>;
 
-    /// Reads the quarantine in the order of arrival, from the first delivery after `after`, a
+    /// Reads a quarantine in the order of arrival, from the first delivery after `after`, a
     /// [`StoredQuarantined::sequence`].
     async fn quarantined(
         &self,
+        kind: QuarantineKind,
         after: u64,
         limit: ReadLimit,
     ) -> Result<Vec<StoredQuarantined>, ReadError>;
 
-    /// The quarantined delivery with this id.
+    /// The quarantined delivery with this id, of whatever kind.
     async fn find_quarantined(&self, id: Uuid) -> Result<Option<StoredQuarantined>, ReadError>;
+
+    /// Takes a delivery out of its quarantine for good, and returns when that is durable. Says whether it was there.
+    async fn release(&self, id: Uuid) -> Result<bool, AppendError>;
+}
+
+/// Why a cursor cannot be resumed after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OutOfRange {
+    /// Of another log, or of a part of this one that was lost when it was restored from a copy.
+    #[error("the cursor is of another log")]
+    OtherLog,
+    /// What follows it is no longer retained.
+    #[error("the cursor is older than what is retained")]
+    NotRetained,
+    /// The log does not reach so far.
+    #[error("the cursor is ahead of the log")]
+    Ahead,
+}
+
+/// Whether a log can write. It can be read in any case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It can.
+    Well,
+    /// It cannot now, and tries again by itself. Why.
+    Unwritable(String),
+    /// It never will again in this process: nobody knows what the disk holds. Why.
+    Failed(String),
+}
+
+/// How large a log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// The version of the stored format; 0 in memory.
+    pub format: u32,
+    /// Events and raw deliveries, in bytes.
+    pub size_bytes: u64,
+    /// The genuine deliveries in quarantine.
+    pub genuine: QuarantineStats,
+    /// The deliveries in quarantine that were not proved genuine.
+    pub unverified: QuarantineStats,
+}
+
+/// How full a quarantine is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QuarantineStats {
+    /// Deliveries.
+    pub deliveries: u64,
+    /// Their size in bytes.
+    pub size_bytes: u64,
+    /// How many have made room for others or grown too old, since the log was opened.
+    pub dropped: u64,
 }
 
 /// An event to be written.
@@ -82,6 +165,8 @@ pub struct NewEvent {
     pub occurred_at: Option<Timestamp>,
     /// When the event was received.
     pub received_at: Timestamp,
+    /// How the event comes to be appended now.
+    pub origin: Origin,
     /// The event, without the fields that only the log can know.
     pub encoded: EncodedEvent,
     /// The raw delivery.
@@ -126,11 +211,70 @@ impl StoredEvent {
     }
 }
 
+/// One page of the history of a verification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    /// The events, newest first.
+    pub events: Vec<StoredEvent>,
+    /// Where the history goes on, if it does.
+    pub next: Option<Position>,
+}
+
+/// How far a consumer has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// The cursor that it has committed.
+    pub cursor: Cursor,
+    /// When it committed.
+    pub committed_at: Timestamp,
+}
+
+/// How far a consumer is to be said to have come.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// What to store, in place of what was stored of this consumer before.
+    pub consumer: Consumer,
+    /// Whether the cursor may lie before the one that was committed before.
+    pub force: bool,
+}
+
+/// Why a commit was refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The cursor lies before the one that was committed before.
+    #[error("the consumer has committed a later cursor")]
+    Behind,
+    /// The log keeps no more names.
+    #[error("{MAX_CONSUMERS} consumers are known already")]
+    TooMany,
+    /// Not stored.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// How many consumers a log keeps.
+pub const MAX_CONSUMERS: usize = 1000;
+
+/// The two quarantines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QuarantineKind {
+    /// Genuine deliveries.
+    Genuine,
+    /// Deliveries that were not proved genuine. A small space: the oldest make room for new ones.
+    Unverified,
+}
+
 /// A delivery to be quarantined.
 #[derive(Clone)]
 pub struct NewQuarantined {
     /// Identifies the delivery. A second one with the same id is not written.
     pub id: Uuid,
+    /// Into which quarantine.
+    pub kind: QuarantineKind,
+    /// When the delivery was received.
+    pub received_at: Timestamp,
     /// What operators are told about it.
     pub summary: Bytes,
     /// The raw delivery.
@@ -140,6 +284,8 @@ pub struct NewQuarantined {
 /// A quarantined delivery.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoredQuarantined {
+    /// In which quarantine.
+    pub kind: QuarantineKind,
     /// Its place in the order of arrival.
     pub sequence: u64,
     /// What operators are told about it.
@@ -210,50 +356,15 @@ pub enum ReadError {
     /// The log cannot read.
     #[error("the log cannot read: {0}")]
     Unavailable(String),
-    /// An event that must be there is not, or cannot be read.
-    #[error("the log is damaged at position {}", .0.0)]
-    Damaged(Position),
-}
-
-/// What the log remembers of a verification.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct VerificationState {
-    revision: u64,
-    /// The latest `occurred_at` so far, as seconds and nanoseconds.
-    latest: Option<(i64, i32)>,
-}
-
-impl VerificationState {
-    /// The state after one more event, and whether that event is late.
-    fn next(self, occurred_at: Option<&Timestamp>) -> (Self, bool) {
-        let occurred_at = occurred_at.map(|time| (time.seconds, time.nanos));
-        let late = occurred_at.is_some() && occurred_at < self.latest;
-        let next = Self {
-            revision: self.revision + 1,
-            latest: self.latest.max(occurred_at),
-        };
-        (next, late)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_is_late_when_a_later_one_came_first() {
-        let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
-        let mut state = VerificationState::default();
-        let mut late = |occurred_at: Option<Timestamp>| {
-            let late;
-            (state, late) = state.next(occurred_at.as_ref());
-            (state.revision, late)
-        };
-        assert_eq!(late(at(10)), (1, false));
-        assert_eq!(late(at(5)), (2, true));
-        assert_eq!(late(None), (3, false));
-        assert_eq!(late(at(10)), (4, false));
-        assert_eq!(late(at(11)), (5, false));
-        assert_eq!(late(at(10)), (6, true));
-    }
+    /// What was to be read is older than what is retained.
+    #[error("older than what is retained")]
+    NotRetained,
+    /// Something that must be there is not, or is not what was written.
+    #[error("the log is damaged at position {}: {place}", position.0)]
+    Damaged {
+        /// The event.
+        position: Position,
+        /// Where it lies, and what is wrong, for operators.
+        place: String,
+    },
 }

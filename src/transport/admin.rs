@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 use super::{Shared, grpc::parse_id, status};
 use crate::{
     error::Code,
-    log::{Cursor, Position, ReadLimit, StoredQuarantined},
+    log::{Cursor, Position, QuarantineKind, ReadLimit, StoredQuarantined},
     proto::{
         Delivery, GetDeliveryRequest, GetDeliveryResponse, ListQuarantinedRequest,
         ListQuarantinedResponse, ListSourcesRequest, ListSourcesResponse, OutcomeCounts,
@@ -63,7 +63,10 @@ impl AdminService for Admin {
         let (mut page, mut page_bytes, mut scanned) = (Vec::new(), 0, 0);
         let mut next_page_token = String::new();
         'scan: loop {
-            let read = shared.log.quarantined(after, SCAN_LIMIT).await;
+            let read = shared
+                .log
+                .quarantined(QuarantineKind::Genuine, after, SCAN_LIMIT)
+                .await;
             let read = read.map_err(status::read_error)?;
             if read.is_empty() {
                 break;
@@ -87,6 +90,44 @@ impl AdminService for Admin {
             quarantined: page,
             next_page_token,
         }))
+    }
+
+    async fn redrive(
+        &self,
+        _request: Request<crate::proto::RedriveRequest>,
+    ) -> Result<Response<crate::proto::RedriveResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn discard_quarantined(
+        &self,
+        _request: Request<crate::proto::DiscardQuarantinedRequest>,
+    ) -> Result<Response<crate::proto::DiscardQuarantinedResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    type RenormalizeStream =
+        futures_util::stream::Empty<Result<crate::proto::RenormalizeResponse, Status>>;
+
+    async fn renormalize(
+        &self,
+        _request: Request<crate::proto::RenormalizeRequest>,
+    ) -> Result<Response<Self::RenormalizeStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<crate::proto::GetStatusRequest>,
+    ) -> Result<Response<crate::proto::GetStatusResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn delete_consumer(
+        &self,
+        _request: Request<crate::proto::DeleteConsumerRequest>,
+    ) -> Result<Response<crate::proto::DeleteConsumerResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 
     async fn get_delivery(
@@ -137,7 +178,9 @@ impl Shared {
         }
         let cursor = token.strip_prefix(PAGE_MARK).map(Cursor::decode);
         match cursor {
-            Some(Ok(cursor)) if cursor.log == self.log.id() => Ok(cursor.position.0),
+            Some(Ok(cursor)) if cursor.log == self.log.cursor(Position(0)).log => {
+                Ok(cursor.position.0)
+            }
             _ => Err(status::invalid("page_token", "is not one of this server")),
         }
     }

@@ -103,6 +103,37 @@ impl VerdictService for Verdict {
         Ok(Response::new(Box::pin(responses)))
     }
 
+    type IngestStreamStream =
+        Pin<Box<dyn Stream<Item = Result<crate::proto::IngestStreamResponse, Status>> + Send>>;
+
+    async fn ingest_stream(
+        &self,
+        _request: Request<tonic::Streaming<crate::proto::IngestStreamRequest>>,
+    ) -> Result<Response<Self::IngestStreamStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn list_events(
+        &self,
+        _request: Request<crate::proto::ListEventsRequest>,
+    ) -> Result<Response<crate::proto::ListEventsResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn get_verification(
+        &self,
+        _request: Request<crate::proto::GetVerificationRequest>,
+    ) -> Result<Response<crate::proto::GetVerificationResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn commit_cursor(
+        &self,
+        _request: Request<crate::proto::CommitCursorRequest>,
+    ) -> Result<Response<crate::proto::CommitCursorResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     async fn get_event(
         &self,
         request: Request<GetEventRequest>,
@@ -120,10 +151,7 @@ impl VerdictService for Verdict {
 impl Shared {
     /// The cursor of a position in this log.
     pub(super) fn cursor(&self, position: Position) -> Cursor {
-        Cursor {
-            log: self.log.id(),
-            position,
-        }
+        self.log.cursor(position)
     }
 
     /// The first cursor that can be resumed after.
@@ -229,6 +257,7 @@ impl Shared {
     async fn start(&self, start: Option<Start>) -> Result<Position, Status> {
         match start {
             None | Some(Start::Latest(_)) => Ok(self.log.tail().end()),
+            Some(Start::Committed(_)) => Err(Status::unimplemented("not yet")),
             Some(Start::Earliest(_)) => Ok(self.log.start()),
             Some(Start::Since(since)) => {
                 if !is_valid(&since) {
@@ -243,17 +272,9 @@ impl Shared {
             Some(Start::AfterCursor(text)) => {
                 let cursor = Cursor::decode(&text)
                     .map_err(|error| status::invalid("after_cursor", format!("is {error}")))?;
-                let out_of_range = |message| Err(status::out_of_range(message, &self.first()));
-                if cursor.log != self.log.id() {
-                    return out_of_range("the cursor is of another log");
-                }
-                if cursor.position < self.log.start() {
-                    return out_of_range("the cursor is older than what is retained");
-                }
-                if cursor.position > self.log.tail().end() {
-                    return out_of_range("the cursor is ahead of the log");
-                }
-                Ok(cursor.position)
+                self.log
+                    .resolve(&cursor)
+                    .map_err(|refused| status::out_of_range(&refused.to_string(), &self.first()))
             }
         }
     }

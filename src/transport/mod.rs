@@ -56,8 +56,8 @@ pub fn open_log(config: &LogConfig) -> Result<Arc<dyn EventLog>, OpenError> {
     #[expect(clippy::disallowed_methods, reason = "a new log gets a new name")]
     let new_id = Uuid::new_v4();
     Ok(match config.kind {
-        LogKind::Embedded => Arc::new(EmbeddedLog::open(&config.path, new_id)?),
-        LogKind::Memory => Arc::new(MemoryLog::new(new_id)),
+        LogKind::Embedded => Arc::new(EmbeddedLog::open(config, new_id)?),
+        LogKind::Memory => Arc::new(MemoryLog::new(new_id, config.unverified)),
     })
 }
 

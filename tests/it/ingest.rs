@@ -201,10 +201,7 @@ async fn what_is_not_understood_is_quarantined_with_its_reason() {
     );
 
     // A cursor of events is no page token.
-    let cursor = verdict::log::Cursor {
-        log: server.log.id(),
-        position: verdict::log::Position(1),
-    };
+    let cursor = server.log.cursor(verdict::log::Position(1));
     let request = ListQuarantinedRequest {
         page_token: cursor.encode(),
         ..Default::default()

@@ -12,13 +12,14 @@ use uuid::Uuid;
 use verdict::{
     event::{self, EncodedEvent},
     log::{
-        Appended, EventLog, NewEvent, NewQuarantined, Position, ReadLimit, StoredEvent,
+        Appended, EventLog, NewEvent, NewQuarantined, Origin, Position, QuarantineKind, ReadLimit,
+        StoredEvent,
         embedded::{EmbeddedLog, OpenError},
     },
     proto::{PersonalData, VerificationEvent},
 };
 
-use crate::support::{embedded_log, memory_log};
+use crate::support::{embedded_log, log_config, memory_log};
 
 /// A log that can be closed and opened again, if its kind survives that.
 enum Opened {
@@ -51,17 +52,21 @@ impl Opened {
     }
 }
 
-const ALL: ReadLimit = ReadLimit {
+pub(crate) const ALL: ReadLimit = ReadLimit {
     records: usize::MAX,
     bytes: usize::MAX,
 };
 
-fn at(seconds: i64) -> Timestamp {
+pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp { seconds, nanos: 0 }
 }
 
 /// An event whose content follows from its number.
-fn new_event(number: u128, verification: Option<u8>, occurred_at: Option<i64>) -> NewEvent {
+pub(crate) fn new_event(
+    number: u128,
+    verification: Option<u8>,
+    occurred_at: Option<i64>,
+) -> NewEvent {
     let encoded = event::encode(VerificationEvent {
         event_id: Uuid::from_u128(number).to_string(),
         personal_data: Some(PersonalData {
@@ -76,12 +81,13 @@ fn new_event(number: u128, verification: Option<u8>, occurred_at: Option<i64>) -
         verification: verification.map(|verification| [verification; 32]),
         occurred_at: occurred_at.map(at),
         received_at: at(1000 + number as i64),
+        origin: Origin::Received,
         encoded,
         delivery: Bytes::from(format!("delivery {number}")),
     }
 }
 
-fn decode(stored: &StoredEvent) -> VerificationEvent {
+pub(crate) fn decode(stored: &StoredEvent) -> VerificationEvent {
     VerificationEvent::decode(stored.encoded.to_bytes(true)).unwrap()
 }
 
@@ -299,8 +305,18 @@ async fn an_empty_log_reads_as_one() {
         assert_eq!((log.start(), log.tail().end()), (Position(0), Position(0)));
         assert!(log.read(Position(0), ALL).await.unwrap().is_empty());
         assert_eq!(log.position_before(at(0)).await.unwrap(), Position(0));
-        assert!(log.quarantined(0, ALL).await.unwrap().is_empty());
-        assert!(log.quarantined(u64::MAX, ALL).await.unwrap().is_empty());
+        assert!(
+            log.quarantined(QuarantineKind::Genuine, 0, ALL)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        assert!(
+            log.quarantined(QuarantineKind::Genuine, u64::MAX, ALL)
+                .await
+                .unwrap()
+                .is_empty()
+        );
     }
 }
 
@@ -309,6 +325,8 @@ async fn the_quarantine_keeps_each_delivery_once_and_in_order() {
     for mut opened in Opened::all() {
         let delivery = |number: u128| NewQuarantined {
             id: Uuid::from_u128(number),
+            kind: QuarantineKind::Genuine,
+            received_at: at(0),
             summary: Bytes::from(format!("summary {number}")),
             delivery: Bytes::from(format!("delivery {number}")),
         };
@@ -317,13 +335,19 @@ async fn the_quarantine_keeps_each_delivery_once_and_in_order() {
             opened.reopen();
         }
         let log = opened.log();
-        let listed = log.quarantined(0, ALL).await.unwrap();
+        let listed = log
+            .quarantined(QuarantineKind::Genuine, 0, ALL)
+            .await
+            .unwrap();
         let summaries: Vec<&[u8]> = listed
             .iter()
             .map(|quarantined| &quarantined.summary[..])
             .collect();
         assert_eq!(summaries, [b"summary 3", b"summary 1", b"summary 2"]);
-        let rest = log.quarantined(listed[0].sequence, ALL).await.unwrap();
+        let rest = log
+            .quarantined(QuarantineKind::Genuine, listed[0].sequence, ALL)
+            .await
+            .unwrap();
         assert_eq!(rest, listed[1..]);
         let found = log.find_quarantined(Uuid::from_u128(1)).await.unwrap();
         assert_eq!(found.as_ref(), Some(&listed[1]));
@@ -365,11 +389,11 @@ async fn who_falls_out_of_the_tail_reads_the_log() {
 async fn a_log_keeps_its_name_and_is_open_once() {
     let directory = TempDir::new().unwrap();
     let log = embedded_log(&directory);
-    let name = log.id();
-    let second = EmbeddedLog::open(directory.path(), Uuid::from_u128(2));
-    assert!(matches!(second, Err(OpenError::InUse)), "{second:?}");
+    let name = log.cursor(Position(0)).log;
+    let second = EmbeddedLog::open(&log_config(directory.path()), Uuid::from_u128(2));
+    assert!(matches!(second, Err(OpenError::InUse)));
     drop(log);
-    assert_eq!(embedded_log(&directory).id(), name);
+    assert_eq!(embedded_log(&directory).cursor(Position(0)).log, name);
 }
 
 #[cfg(unix)]
@@ -378,7 +402,7 @@ fn only_its_owner_may_look_into_a_log() {
     use std::os::unix::fs::PermissionsExt;
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("log");
-    let _log = EmbeddedLog::open(&path, Uuid::from_u128(1)).unwrap();
+    let _log = EmbeddedLog::open(&log_config(&path), Uuid::from_u128(1)).unwrap();
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
 }
 

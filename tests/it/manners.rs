@@ -98,7 +98,18 @@ async fn reflection_describes_every_service_in_both_versions() {
         .methods()
         .map(|method| method.name().to_owned())
         .collect();
-    assert_eq!(methods, ["Ingest", "Subscribe", "GetEvent"]);
+    assert_eq!(
+        methods,
+        [
+            "Ingest",
+            "IngestStream",
+            "Subscribe",
+            "GetEvent",
+            "ListEvents",
+            "GetVerification",
+            "CommitCursor"
+        ]
+    );
     let subscribe = pool
         .get_message_by_name("verdict.v1.SubscribeResponse")
         .unwrap();

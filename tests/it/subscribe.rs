@@ -13,7 +13,7 @@ use uuid::Uuid;
 use verdict::{
     event,
     filter::Filter,
-    log::{Cursor, EventLog, NewEvent, Position},
+    log::{EventLog, NewEvent, Origin, Position},
     proto::{
         Environment, EventFilter, EventKind, Latest, Outcome, SubscribeMessage, SubscribeRequest,
         SubscribeResponse, VerificationEvent, subscribe_request::Start,
@@ -182,11 +182,7 @@ async fn a_cursor_that_cannot_be_resumed_after_is_never_a_silent_jump() {
     let other = Server::start().await;
     let foreign = other.accept("1").await.cursor;
     server.accept("1").await;
-    let ahead = Cursor {
-        log: server.log.id(),
-        position: Position(2),
-    }
-    .encode();
+    let ahead = server.log.cursor(Position(2)).encode();
     for cursor in [foreign, ahead] {
         let refused = server
             .client
@@ -519,6 +515,7 @@ async fn append(log: &Arc<dyn EventLog>, number: u128, size_bytes: usize) {
         verification: None,
         occurred_at: None,
         received_at: Timestamp::default(),
+        origin: Origin::Received,
         encoded: event::encode(event),
         delivery: Bytes::new(),
     });

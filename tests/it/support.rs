@@ -188,20 +188,25 @@ pub(crate) fn server_config() -> ServerConfig {
         .server
 }
 
+/// The defaults, for a log on disk in this directory.
+pub(crate) fn log_config(directory: &Path) -> LogConfig {
+    let config = config::parse("", &Variables::new()).expect("the defaults are good");
+    LogConfig {
+        path: directory.to_owned(),
+        ..config.log
+    }
+}
+
 pub(crate) fn memory_log() -> Arc<dyn EventLog> {
     let config = LogConfig {
         kind: LogKind::Memory,
-        path: PathBuf::new(),
+        ..log_config(Path::new(""))
     };
     transport::open_log(&config).expect("a log in memory")
 }
 
 pub(crate) fn embedded_log(directory: &TempDir) -> Arc<dyn EventLog> {
-    let config = LogConfig {
-        kind: LogKind::Embedded,
-        path: directory.path().to_owned(),
-    };
-    transport::open_log(&config).expect("a log on disk")
+    transport::open_log(&log_config(directory.path())).expect("a log on disk")
 }
 
 impl Server {

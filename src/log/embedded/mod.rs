@@ -1,55 +1,70 @@
-//! The log on local disk: fjall 3 with one writer, group commit, and `fdatasync` before the answer.
+//! The log on local disk: files of records with one writer, group commit, and `fdatasync` before the answer.
 //!
-//! | keyspace | key | value |
-//! |---|---|---|
-//! | `events` | position | the encoded event, its personal data, the latest time of receipt so far |
-//! | `deliveries` | position | the raw delivery |
-//! | `ids` | event id | position, SHA-256 of the content |
-//! | `verifications` | SHA-256 of provider, account and verification id | revision, latest `occurred_at` |
-//! | `quarantine` | sequence | summary, raw delivery |
-//! | `quarantine_ids` | quarantine id | sequence |
-//! | `meta` | name | the version of this format, the id of the log |
-//!
-//! Integers in keys are big-endian, so that keys sort as they count.
+//! | in the directory | what it holds |
+//! |---|---|
+//! | `meta` | the version of this format, the id of the log, when it was opened |
+//! | `events/` | the events with their raw deliveries, in [segments] |
+//! | `quarantine/`, `unverified/` | what came into the two quarantines and what was taken out, in segments |
+//! | `consumers` | how far the consumers have come |
+//! | `index/` | which events are in the log; follows from `events/` |
+//! | `lock` | held while a process uses the log |
 
+mod consumers;
+mod frame;
+mod health;
+mod index;
+mod meta;
+mod quarantine;
+mod reader;
 mod record;
+mod recovery;
+mod retention;
+mod segment;
+mod segments;
+mod small_file;
+mod view;
 mod writer;
 
 use std::{
-    fs, io,
+    fs::{self, File, TryLockError},
+    io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
-use prost::Message;
 use prost_types::Timestamp;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time,
 };
 use uuid::Uuid;
 
 use self::{
-    record::{EventRecord, IdRecord, QuarantineRecord},
-    writer::{Request, Writer},
+    frame::{FrameError, Parts},
+    health::Watchdog,
+    index::{Index, IndexError},
+    quarantine::Quarantine,
+    reader::Shared,
+    record::ClosedRecord,
+    retention::Retirement,
+    segments::{Segments, WriteError},
+    writer::{Reply, Request, Writer},
 };
 use super::{
-    AppendError, Appended, EventLog, NewEvent, NewQuarantined, Position, ReadError, ReadLimit,
-    StoredEvent, StoredQuarantined, Tail,
+    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,
+    NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, ReadError, ReadLimit, Stats,
+    StoredEvent, StoredQuarantined, Tail, VerificationState,
+    disk::{Disk, RealDisk},
 };
+use crate::config::LogConfig;
 
-/// The version of the format described above.
-const FORMAT: u32 = 1;
-
-/// What a keyspace keeps in memory before it writes a table. With fjall's default of 64 MiB the log would take hundreds
-/// of MiB before it takes no more.
-const MEMTABLE_BYTES: u64 = 8 << 20;
+/// The version of the stored format. What has been written in it can be read for ever.
+pub const FORMAT: u32 = 1;
 
 /// How long the writer may take to make a batch durable.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,12 +75,13 @@ const QUEUE: usize = 1024;
 /// The log on local disk.
 #[derive(Debug)]
 pub struct EmbeddedLog {
-    id: Uuid,
-    keyspaces: Keyspaces,
-    tail: Arc<Tail>,
+    shared: Arc<Shared>,
+    health: watch::Receiver<Health>,
     // Taken when the log is dropped, to stop the writer and wait for it.
     requests: Option<mpsc::Sender<Request>>,
     writer: Option<thread::JoinHandle<()>>,
+    /// Held as long as the log is open.
+    _lock: File,
 }
 
 /// Why the log could not be opened.
@@ -79,109 +95,158 @@ pub enum OpenError {
     /// Written by another version of verdict.
     #[error("the log has format {0}, and this version of verdict reads format {FORMAT}")]
     Format(u32),
+    /// Something else is in the directory.
+    #[error("the directory holds something else than a log of verdict; choose another log.path")]
+    NotALog,
     /// The directory cannot be used.
     #[error("the directory cannot be used: {0}")]
     Io(#[from] io::Error),
-    /// The files cannot be read.
-    #[error("the files cannot be read: {0}")]
-    Storage(fjall::Error),
-    /// The index and the events do not fit together.
+    /// Something that was acknowledged is not there, or is not what was written.
     #[error("the log is damaged: {0}")]
-    Damaged(&'static str),
+    Damaged(String),
+    /// The first files cannot be written.
+    #[error("the log cannot be written: {0}")]
+    Write(String),
 }
 
-impl From<fjall::Error> for OpenError {
-    fn from(error: fjall::Error) -> Self {
+impl From<FrameError> for OpenError {
+    fn from(error: FrameError) -> Self {
         match error {
-            fjall::Error::Locked => Self::InUse,
-            fjall::Error::Io(error) => Self::Io(error),
-            error => Self::Storage(error),
+            FrameError::Io(error) => Self::Io(error),
+            damaged @ FrameError::Damaged { .. } => Self::Damaged(damaged.to_string()),
         }
     }
 }
 
-/// The keyspaces of the database. Cloning them is cheap.
-#[derive(Clone)]
-struct Keyspaces {
-    database: Database,
-    events: Keyspace,
-    deliveries: Keyspace,
-    ids: Keyspace,
-    verifications: Keyspace,
-    quarantine: Keyspace,
-    quarantine_ids: Keyspace,
+impl From<WriteError> for OpenError {
+    fn from(error: WriteError) -> Self {
+        Self::Write(error.to_string())
+    }
 }
 
-impl std::fmt::Debug for Keyspaces {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keyspaces").finish_non_exhaustive()
+impl From<IndexError> for OpenError {
+    fn from(error: IndexError) -> Self {
+        Self::Damaged(error.to_string())
     }
 }
 
 impl EmbeddedLog {
-    /// Opens the log in a directory, or makes one there with the id `new_id`. Blocks.
-    pub fn open(path: &Path, new_id: Uuid) -> Result<Self, OpenError> {
-        // It will hold personal data: nobody else may look into it.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)?;
-        if fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
-            tracing::warn!(log.path = %path.display(), "others may look into the log's directory");
-        }
-        let database = Database::builder(path).open()?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-        let keyspace = |name| database.keyspace(name, options);
-        let id = identify(&database, &keyspace("meta")?, new_id)?;
-        let keyspaces = Keyspaces {
-            events: keyspace("events")?,
-            deliveries: keyspace("deliveries")?,
-            ids: keyspace("ids")?,
-            verifications: keyspace("verifications")?,
-            quarantine: keyspace("quarantine")?,
-            quarantine_ids: keyspace("quarantine_ids")?,
-            database,
-        };
+    /// Opens the log in a directory, or makes one there. `new_id` names this opening, and a new log. Blocks.
+    pub fn open(config: &LogConfig, new_id: Uuid) -> Result<Self, OpenError> {
+        Self::open_on(Arc::new(RealDisk), config, new_id)
+    }
 
-        let (writer, tail) = Writer::recover(keyspaces.clone())?;
+    /// Opens the log on a given disk. The index and the lock are on the disk of this machine in any case.
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        config: &LogConfig,
+        new_id: Uuid,
+    ) -> Result<Self, OpenError> {
+        let directory = &config.path;
+        make_directories(directory)?;
+        let lock = lock(directory)?;
+        let mut meta = meta::read(disk.as_ref(), directory, new_id)?;
+        let log_id = meta::id(&meta.id)?;
+        let open = |name| {
+            let directory = directory.join(name);
+            Segments::open(
+                Arc::clone(&disk),
+                &directory,
+                log_id,
+                retention::segment_bytes(config),
+            )
+        };
+        let events = open("events")?;
+        let quarantine = |name, kind, limits| {
+            let directory = directory.join(name);
+            Quarantine::open(Arc::clone(&disk), &directory, log_id, kind, limits)
+        };
+        let genuine = quarantine(
+            "quarantine",
+            QuarantineKind::Genuine,
+            retention::genuine_limits(config),
+        )?;
+        let unverified = quarantine(
+            "unverified",
+            QuarantineKind::Unverified,
+            retention::unverified_limits(config),
+        )?;
+        let index = Index::open(directory, log_id, &events.view)?;
+        let end = Position(events.end());
+        let ends = ClosedRecord {
+            events: end.0,
+            genuine: genuine.end(),
+            unverified: unverified.end(),
+        };
+        meta::check_closed(&meta, ends)?;
+        let openings = meta::add_opening(disk.as_ref(), directory, &mut meta, new_id, end)?;
+
+        let shared = Arc::new(Shared {
+            openings,
+            events: Arc::clone(&events.view),
+            index: index.clone(),
+            tail: Tail::new(end),
+            genuine: genuine.view.clone(),
+            unverified: unverified.view.clone(),
+            consumers: Mutex::new(consumers::read(disk.as_ref(), directory)?),
+            disk,
+            directory: directory.clone(),
+        });
+        let watchdog = Watchdog::new(Arc::clone(&shared.disk), config.min_free_bytes);
+        let health = watchdog.subscribe();
+        let writer = Writer {
+            latest_received_at: shared.latest_received_at(end)?,
+            end,
+            shared: Arc::clone(&shared),
+            events,
+            genuine,
+            unverified,
+            index,
+            health: watchdog,
+            retirement: Retirement::new(config.retention),
+            meta,
+        };
         let (requests, queue) = mpsc::channel(QUEUE);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
         let writer = thread::Builder::new()
             .name("log-writer".to_owned())
-            .spawn(move || writer.run(queue))?;
+            .spawn(move || writer.run(&runtime, queue))?;
         Ok(Self {
-            id,
-            keyspaces,
-            tail,
+            shared,
+            health,
             requests: Some(requests),
             writer: Some(writer),
+            _lock: lock,
         })
     }
 
     /// Sends a request to the writer and waits for its answer.
-    async fn request<T>(
+    async fn request<T, E: From<AppendError>>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, AppendError>>) -> Request,
-    ) -> Result<T, AppendError> {
+        request: impl FnOnce(Reply<T, E>) -> Request,
+    ) -> Result<T, E> {
         let (reply, answer) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or(AppendError::Closed)?;
         let sent = requests.send(request(reply)).await;
         sent.map_err(|_| AppendError::Closed)?;
-        // The storage engine waits for ever for a flush that a bad disk has made impossible.
+        // A bad disk can make the writer wait for ever.
         match time::timeout(ANSWER_TIMEOUT, answer).await {
             Ok(answer) => answer.map_err(|_| AppendError::Closed)?,
-            Err(_) => Err(AppendError::Unavailable(
-                "the disk did not answer in time".to_owned(),
-            )),
+            Err(_) => {
+                Err(AppendError::Unavailable("the disk did not answer in time".to_owned()).into())
+            }
         }
     }
 
     /// Reads on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
-        read: impl FnOnce(Keyspaces) -> Result<T, ReadError> + Send + 'static,
+        read: impl FnOnce(&Shared) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let keyspaces = self.keyspaces.clone();
-        tokio::task::spawn_blocking(move || read(keyspaces))
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || read(&shared))
             .await
             .map_err(|error| ReadError::Unavailable(error.to_string()))?
     }
@@ -208,105 +273,78 @@ impl Drop for EmbeddedLog {
     }
 }
 
-/// Reads the log's id and checks its format, or writes both into a new log.
-fn identify(database: &Database, meta: &Keyspace, new_id: Uuid) -> Result<Uuid, OpenError> {
-    let Some(format) = meta.get("format")? else {
-        let mut batch = database.batch().durability(Some(PersistMode::SyncAll));
-        batch.insert(meta, "format", FORMAT.to_be_bytes());
-        batch.insert(meta, "id", *new_id.as_bytes());
-        batch.commit()?;
-        return Ok(new_id);
-    };
-    let format = <[u8; 4]>::try_from(&*format)
-        .map(u32::from_be_bytes)
-        .map_err(|_| OpenError::Damaged("its format is not a number"))?;
-    if format != FORMAT {
-        return Err(OpenError::Format(format));
+/// The directories of a log. They will hold personal data: nobody else may look into them.
+fn make_directories(directory: &Path) -> io::Result<()> {
+    for directory in ["events", "quarantine", "unverified"].map(|name| directory.join(name)) {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
     }
-    let id = meta.get("id")?.ok_or(OpenError::Damaged("it has no id"))?;
-    Uuid::from_slice(&id).map_err(|_| OpenError::Damaged("its id is not a UUID"))
+    if fs::metadata(directory)?.permissions().mode() & 0o077 != 0 {
+        tracing::warn!(log.path = %directory.display(), "others may look into the log's directory");
+    }
+    Ok(())
 }
 
-impl From<fjall::Error> for ReadError {
-    fn from(error: fjall::Error) -> Self {
-        Self::Unavailable(error.to_string())
+fn lock(directory: &Path) -> Result<File, OpenError> {
+    let lock = File::create(directory.join("lock"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse),
+        Err(TryLockError::Error(error)) => Err(error.into()),
     }
-}
-
-impl Keyspaces {
-    fn event(&self, position: Position) -> Result<EventRecord, ReadError> {
-        let value = self.events.get(position.0.to_be_bytes())?;
-        let value = value.ok_or(ReadError::Damaged(position))?;
-        EventRecord::decode(&*value).map_err(|_| ReadError::Damaged(position))
-    }
-
-    fn read(&self, after: Position, limit: ReadLimit) -> Result<Vec<StoredEvent>, ReadError> {
-        let mut expected = after.0;
-        let records = self.events.range((after.0 + 1).to_be_bytes()..);
-        let events = records.map(|guard| {
-            let (key, value) = guard.into_inner()?;
-            // Positions have no holes. Were one skipped, a subscriber would never know.
-            expected += 1;
-            let position = Position(expected);
-            if *key != expected.to_be_bytes() {
-                return Err(ReadError::Damaged(position));
-            }
-            let record = EventRecord::decode(&*value).map_err(|_| ReadError::Damaged(position))?;
-            Ok(record.stored(position))
-        });
-        limit.take(events, StoredEvent::size_bytes)
-    }
-
-    /// Finds the first event that was received at `since` or later by halving: the latest time of receipt so far only
-    /// grows, and it reaches `since` at that very event.
-    fn position_before(&self, since: Timestamp, end: Position) -> Result<Position, ReadError> {
-        let since = (since.seconds, since.nanos);
-        let (mut before, mut after) = (0, end.0 + 1);
-        while after - before > 1 {
-            let middle = before + (after - before) / 2;
-            if self.event(Position(middle))?.latest_received_at() < since {
-                before = middle;
-            } else {
-                after = middle;
-            }
-        }
-        Ok(Position(before))
-    }
-
-    fn quarantined(
-        &self,
-        after: u64,
-        limit: ReadLimit,
-    ) -> Result<Vec<StoredQuarantined>, ReadError> {
-        let Some(first) = after.checked_add(1) else {
-            return Ok(Vec::new());
-        };
-        let records = self.quarantine.range(first.to_be_bytes()..).map(|guard| {
-            let (key, value) = guard.into_inner()?;
-            let sequence = record::number(&key).ok_or_else(damaged_quarantine)?;
-            let record = QuarantineRecord::decode(&*value).map_err(|_| damaged_quarantine())?;
-            Ok(record.stored(sequence))
-        });
-        limit.take(records, StoredQuarantined::size_bytes)
-    }
-}
-
-fn damaged_quarantine() -> ReadError {
-    ReadError::Unavailable("the quarantine is damaged".to_owned())
 }
 
 #[async_trait]
 impl EventLog for EmbeddedLog {
-    fn id(&self) -> Uuid {
-        self.id
+    fn cursor(&self, position: Position) -> Cursor {
+        let openings = &self.shared.openings;
+        // The opening in which the event was written, so that its cursor is the same for ever.
+        let after = openings.partition_point(|(_, after)| *after < position);
+        Cursor {
+            log: openings[after.saturating_sub(1)].0,
+            position,
+        }
+    }
+
+    fn resolve(&self, cursor: &Cursor) -> Result<Position, OutOfRange> {
+        let openings = &self.shared.openings;
+        let found = openings.iter().position(|(id, _)| *id == cursor.log);
+        let index = found.ok_or(OutOfRange::OtherLog)?;
+        if let Some((_, end)) = openings.get(index + 1)
+            && cursor.position > *end
+        {
+            return Err(OutOfRange::OtherLog);
+        }
+        if cursor.position > self.shared.tail.end() {
+            return Err(OutOfRange::Ahead);
+        }
+        if cursor.position < self.start() {
+            return Err(OutOfRange::NotRetained);
+        }
+        Ok(cursor.position)
     }
 
     fn tail(&self) -> &Tail {
-        &self.tail
+        &self.shared.tail
     }
 
     fn start(&self) -> Position {
-        Position(0)
+        self.shared.start()
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            format: FORMAT,
+            size_bytes: self.shared.events.size_bytes(),
+            genuine: self.shared.genuine.stats(),
+            unverified: self.shared.unverified.stats(),
+        }
     }
 
     async fn append(&self, event: NewEvent) -> Result<Appended, AppendError> {
@@ -316,44 +354,82 @@ impl EventLog for EmbeddedLog {
 
     async fn read(&self, after: Position, limit: ReadLimit) -> Result<Vec<StoredEvent>, ReadError> {
         // What the tail does not show yet is not durable yet.
-        if after >= self.tail.end() {
+        let end = self.shared.tail.end();
+        if after >= end {
             return Ok(Vec::new());
         }
-        let visible = usize::try_from(self.tail.end().0 - after.0).unwrap_or(usize::MAX);
-        let records = limit.records.min(visible);
-        self.blocking(move |keyspaces| keyspaces.read(after, ReadLimit { records, ..limit }))
+        self.blocking(move |shared| shared.read(after, end, limit))
             .await
     }
 
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
-        let end = self.tail.end();
-        self.blocking(move |keyspaces| {
-            let Some(value) = keyspaces.ids.get(event_id.as_bytes())? else {
+        let end = self.shared.tail.end();
+        self.blocking(move |shared| {
+            let Some(entry) = shared.index.find(&event_id)? else {
                 return Ok(None);
             };
-            let damaged = || ReadError::Unavailable("the index of events is damaged".to_owned());
-            let IdRecord { position, .. } = IdRecord::decode(&value).ok_or_else(damaged)?;
             // What the tail does not show yet cannot be resumed after yet.
-            if position > end {
+            if entry.position > end || entry.position <= shared.start() {
                 return Ok(None);
             }
-            Ok(Some(keyspaces.event(position)?.stored(position)))
+            match shared.event(entry.position) {
+                Ok(record) => Ok(Some(record.stored(entry.position))),
+                Err(ReadError::NotRetained) => Ok(None),
+                Err(error) => Err(error),
+            }
         })
         .await
     }
 
     async fn position_before(&self, since: Timestamp) -> Result<Position, ReadError> {
-        let end = self.tail.end();
-        self.blocking(move |keyspaces| keyspaces.position_before(since, end))
+        let end = self.shared.tail.end();
+        self.blocking(move |shared| shared.position_before(since, end))
             .await
     }
 
     async fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError> {
-        self.blocking(move |keyspaces| {
-            let delivery = keyspaces.deliveries.get(position.0.to_be_bytes())?;
-            Ok(delivery.map(Bytes::from))
+        if position > self.shared.tail.end() {
+            return Ok(None);
+        }
+        self.blocking(move |shared| {
+            let mut delivery = None;
+            let read = shared.read_frames(position, position, Parts::All, |frame| {
+                delivery = Some(frame.body);
+                false
+            });
+            match read {
+                Err(ReadError::NotRetained) => Ok(None),
+                read => read.map(|()| delivery.filter(|delivery| !delivery.is_empty())),
+            }
         })
         .await
+    }
+
+    async fn verification(&self, key: [u8; 32]) -> Result<Option<VerificationState>, ReadError> {
+        self.blocking(move |shared| {
+            let state = shared.index.verification(&key)?;
+            let start = shared.start();
+            Ok(state.filter(|state| state.last > start))
+        })
+        .await
+    }
+
+    async fn history(&self, from: Position, limit: usize) -> Result<History, ReadError> {
+        let from = from.min(self.shared.tail.end());
+        self.blocking(move |shared| shared.history(from, limit))
+            .await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        self.request(|reply| Request::Commit(commit, reply)).await
+    }
+
+    async fn forget(&self, consumer: String) -> Result<(), AppendError> {
+        self.request(|reply| Request::Forget(consumer, reply)).await
+    }
+
+    fn consumers(&self) -> Vec<Consumer> {
+        self.shared.consumers().0.values().cloned().collect()
     }
 
     async fn quarantine(&self, delivery: NewQuarantined) -> Result<(), AppendError> {
@@ -363,26 +439,26 @@ impl EventLog for EmbeddedLog {
 
     async fn quarantined(
         &self,
+        kind: QuarantineKind,
         after: u64,
         limit: ReadLimit,
     ) -> Result<Vec<StoredQuarantined>, ReadError> {
-        self.blocking(move |keyspaces| keyspaces.quarantined(after, limit))
-            .await
+        self.blocking(move |shared| match kind {
+            QuarantineKind::Genuine => shared.genuine.read(after, limit),
+            QuarantineKind::Unverified => shared.unverified.read(after, limit),
+        })
+        .await
     }
 
     async fn find_quarantined(&self, id: Uuid) -> Result<Option<StoredQuarantined>, ReadError> {
-        self.blocking(move |keyspaces| {
-            let Some(sequence) = keyspaces.quarantine_ids.get(id.as_bytes())? else {
-                return Ok(None);
-            };
-            let value = keyspaces
-                .quarantine
-                .get(&sequence)?
-                .ok_or_else(damaged_quarantine)?;
-            let sequence = record::number(&sequence).ok_or_else(damaged_quarantine)?;
-            let record = QuarantineRecord::decode(&*value).map_err(|_| damaged_quarantine())?;
-            Ok(Some(record.stored(sequence)))
+        self.blocking(move |shared| match shared.genuine.find(&id)? {
+            Some(found) => Ok(Some(found)),
+            None => shared.unverified.find(&id),
         })
         .await
+    }
+
+    async fn release(&self, id: Uuid) -> Result<bool, AppendError> {
+        self.request(|reply| Request::Release(id, reply)).await
     }
 }

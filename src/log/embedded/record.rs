@@ -1,15 +1,16 @@
-//! What lies in the keyspaces.
+//! What the heads of records hold.
 
 use bytes::Bytes;
 use prost::Message;
 use prost_types::Timestamp;
+use uuid::Uuid;
 
 use crate::{
     event::EncodedEvent,
-    log::{Position, StoredEvent, StoredQuarantined, VerificationState},
+    log::{Position, StoredEvent, VerificationState, verification::Time},
 };
 
-/// An event.
+/// An event. Its raw delivery is the body of the record.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
 pub(super) struct EventRecord {
@@ -20,6 +21,26 @@ pub(super) struct EventRecord {
     /// The latest time of receipt of this event and all before it.
     #[prost(message, optional, tag = "3")]
     pub(super) latest_received_at: Option<Timestamp>,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(super) event_id: Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(super) content_sha256: Bytes,
+    #[prost(message, optional, tag = "6")]
+    pub(super) verification: Option<PlaceInVerification>,
+}
+
+/// Where an event stands among those of its verification.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PlaceInVerification {
+    /// What tells the verification from others.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) key: Bytes,
+    /// The position of the event before; 0 if there is none.
+    #[prost(uint64, tag = "2")]
+    pub(super) previous: u64,
+    /// Where the verification stands after the event.
+    #[prost(message, optional, tag = "3")]
+    pub(super) state: Option<StateRecord>,
 }
 
 impl EventRecord {
@@ -33,88 +54,138 @@ impl EventRecord {
         }
     }
 
-    pub(super) fn latest_received_at(&self) -> (i64, i32) {
+    pub(super) fn latest_received_at(&self) -> Time {
         let time = self.latest_received_at.unwrap_or_default();
         (time.seconds, time.nanos)
     }
 }
 
-/// Where the event with an id lies, and what it says.
-#[derive(Clone, Copy)]
-pub(super) struct IdRecord {
-    pub(super) position: Position,
-    pub(super) content_sha256: [u8; 32],
+/// Where a verification stands.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StateRecord {
+    #[prost(uint64, tag = "1")]
+    revision: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) last: u64,
+    #[prost(uint64, tag = "3")]
+    current: u64,
+    #[prost(bool, tag = "4")]
+    ordered_by_log: bool,
+    #[prost(bytes = "bytes", tag = "5")]
+    current_id: Bytes,
+    #[prost(message, optional, tag = "6")]
+    current_occurred_at: Option<Timestamp>,
+    #[prost(message, optional, tag = "7")]
+    current_received_at: Option<Timestamp>,
+    #[prost(message, optional, tag = "8")]
+    latest_occurred_at: Option<Timestamp>,
+    #[prost(bool, tag = "9")]
+    untimed: bool,
 }
 
-impl IdRecord {
-    pub(super) fn encode(&self) -> [u8; 40] {
-        let mut bytes = [0; 40];
-        bytes[..8].copy_from_slice(&self.position.0.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.content_sha256);
-        bytes
-    }
+fn to_timestamp((seconds, nanos): Time) -> Timestamp {
+    Timestamp { seconds, nanos }
+}
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (position, content_sha256) = bytes.split_first_chunk()?;
-        Some(Self {
-            position: Position(u64::from_be_bytes(*position)),
-            content_sha256: content_sha256.try_into().ok()?,
+fn from_timestamp(timestamp: Timestamp) -> Time {
+    (timestamp.seconds, timestamp.nanos)
+}
+
+impl From<VerificationState> for StateRecord {
+    fn from(state: VerificationState) -> Self {
+        Self {
+            revision: state.revision,
+            last: state.last.0,
+            current: state.current.0,
+            ordered_by_log: state.ordered_by_log,
+            current_id: Bytes::copy_from_slice(state.current_id.as_bytes()),
+            current_occurred_at: state.current_occurred_at.map(to_timestamp),
+            current_received_at: Some(to_timestamp(state.current_received_at)),
+            latest_occurred_at: state.latest_occurred_at.map(to_timestamp),
+            untimed: state.untimed,
+        }
+    }
+}
+
+impl StateRecord {
+    pub(super) fn into_state(self) -> Option<VerificationState> {
+        Some(VerificationState {
+            revision: self.revision,
+            last: Position(self.last),
+            current: Position(self.current),
+            ordered_by_log: self.ordered_by_log,
+            current_id: Uuid::from_slice(&self.current_id).ok()?,
+            current_occurred_at: self.current_occurred_at.map(from_timestamp),
+            current_received_at: from_timestamp(self.current_received_at?),
+            latest_occurred_at: self.latest_occurred_at.map(from_timestamp),
+            untimed: self.untimed,
         })
     }
 }
 
-/// What is remembered of a verification.
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct VerificationRecord {
-    #[prost(uint64, tag = "1")]
-    revision: u64,
-    #[prost(message, optional, tag = "2")]
-    latest_occurred_at: Option<Timestamp>,
-}
-
-impl From<VerificationState> for VerificationRecord {
-    fn from(state: VerificationState) -> Self {
-        Self {
-            revision: state.revision,
-            latest_occurred_at: state
-                .latest
-                .map(|(seconds, nanos)| Timestamp { seconds, nanos }),
-        }
-    }
-}
-
-impl From<VerificationRecord> for VerificationState {
-    fn from(record: VerificationRecord) -> Self {
-        Self {
-            revision: record.revision,
-            latest: record
-                .latest_occurred_at
-                .map(|time| (time.seconds, time.nanos)),
-        }
-    }
-}
-
-/// A quarantined delivery.
+/// Something that happened to a quarantine. The raw delivery of one that came in is the body of the record.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
 pub(super) struct QuarantineRecord {
     #[prost(bytes = "bytes", tag = "1")]
-    pub(super) summary: Bytes,
+    pub(super) id: Bytes,
+    /// What operators are told about it. Empty when the delivery was taken out.
     #[prost(bytes = "bytes", tag = "2")]
-    pub(super) delivery: Bytes,
+    pub(super) summary: Bytes,
+    /// The delivery with this id was taken out.
+    #[prost(bool, tag = "3")]
+    pub(super) released: bool,
 }
 
-impl QuarantineRecord {
-    pub(super) fn stored(self, sequence: u64) -> StoredQuarantined {
-        StoredQuarantined {
-            sequence,
-            summary: self.summary,
-            delivery: self.delivery,
-        }
-    }
+/// What a log says of itself.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct MetaRecord {
+    #[prost(uint32, tag = "1")]
+    pub(super) format: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) id: Bytes,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) openings: Vec<OpeningRecord>,
+    /// How the log was closed. Absent while it is open, and after it was not closed.
+    #[prost(message, optional, tag = "4")]
+    pub(super) closed: Option<ClosedRecord>,
 }
 
-/// A number that is a key.
-pub(super) fn number(key: &[u8]) -> Option<u64> {
-    key.try_into().ok().map(u64::from_be_bytes)
+/// The last records of a log that was closed.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct ClosedRecord {
+    #[prost(uint64, tag = "1")]
+    pub(super) events: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) genuine: u64,
+    #[prost(uint64, tag = "3")]
+    pub(super) unverified: u64,
+}
+
+/// One time that the log was opened.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OpeningRecord {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) id: Bytes,
+    /// The end of the log at that time.
+    #[prost(uint64, tag = "2")]
+    pub(super) after: u64,
+}
+
+/// The consumers.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ConsumersRecord {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) consumers: Vec<ConsumerRecord>,
+}
+
+/// How far a consumer has come.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ConsumerRecord {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(string, tag = "2")]
+    pub(super) cursor: String,
+    #[prost(message, optional, tag = "3")]
+    pub(super) committed_at: Option<Timestamp>,
 }

@@ -1,272 +1,444 @@
 //! The one thread that writes.
 //!
 //! It takes what has queued up, decides each request against what is stored and what came before it in the same batch,
-//! commits the batch, syncs once, and answers all. So it alone sees the order of events, and needs no locks.
+//! writes the batch, syncs once, and answers all. So it alone sees the order of events, and needs no locks.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use fjall::{OwnedWriteBatch, PersistMode};
+use bytes::Bytes;
 use prost::Message;
 use prost_types::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, oneshot},
+    time,
+};
 use uuid::Uuid;
 
 use super::{
-    Keyspaces, OpenError,
-    record::{self, EventRecord, IdRecord, QuarantineRecord, VerificationRecord},
+    consumers,
+    frame::NewFrame,
+    health::Watchdog,
+    index::{IdEntry, Index, IndexError},
+    meta,
+    quarantine::{Change, Quarantine},
+    reader::Shared,
+    record::{ClosedRecord, EventRecord, MetaRecord, PlaceInVerification, StateRecord},
+    retention::Retirement,
+    segments::{Segments, WriteError},
 };
 use crate::log::{
-    AppendError, Appended, NewEvent, NewQuarantined, Position, StoredEvent, Tail, VerificationState,
+    AppendError, Appended, Commit, CommitError, NewEvent, NewQuarantined, Position, QuarantineKind,
+    StoredEvent, VerificationState, verification, verification::Time,
 };
 
-type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
+pub(super) type Reply<T, E = AppendError> = oneshot::Sender<Result<T, E>>;
 
 /// What the writer is asked to do.
 pub(super) enum Request {
     Append(Box<NewEvent>, Reply<Appended>),
     Quarantine(NewQuarantined, Reply<()>),
+    Release(Uuid, Reply<bool>),
+    Commit(Commit, Reply<(), CommitError>),
+    Forget(String, Reply<()>),
 }
 
-/// The most requests in one commit.
+/// The most requests in one batch, and about the most bytes.
 const MAX_BATCH: usize = 512;
+const MAX_BATCH_BYTES: usize = 4 << 20;
+
+/// How often the writer looks after the disk and what is to be deleted.
+const TICK: Duration = Duration::from_secs(1);
 
 /// The writer's view of the log.
 pub(super) struct Writer {
-    keyspaces: Keyspaces,
-    tail: Arc<Tail>,
-    end: Position,
-    latest_received_at: (i64, i32),
-    quarantine_end: u64,
-    /// Why nothing can be written any more. After a failed sync nobody knows what is on the disk, so only a restart,
-    /// which reads it again, makes the log writable.
-    failed: Option<String>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) events: Segments,
+    pub(super) genuine: Quarantine,
+    pub(super) unverified: Quarantine,
+    pub(super) index: Index,
+    pub(super) end: Position,
+    pub(super) latest_received_at: Time,
+    pub(super) health: Watchdog,
+    pub(super) retirement: Retirement,
+    pub(super) meta: MetaRecord,
 }
 
 /// Requests that become durable together.
 struct Batch {
-    writes: OwnedWriteBatch,
-    ids: HashMap<Uuid, IdRecord>,
+    end: Position,
+    latest_received_at: Time,
+    size_bytes: usize,
+    ids: HashMap<Uuid, IdEntry>,
     verifications: HashMap<[u8; 32], VerificationState>,
-    quarantine_ids: HashSet<Uuid>,
-    events: Vec<StoredEvent>,
-    answers: Vec<Answer>,
+    events: Vec<PlacedEvent>,
+    answers: Vec<(Appended, Reply<Appended>)>,
+    genuine: Vec<(Change, ChangeReply)>,
+    /// Nobody waits for these.
+    unverified: Vec<Change>,
+    consumers: Vec<ConsumerChange>,
 }
 
-/// An answer that waits for the commit.
-enum Answer {
-    Append(Appended, Reply<Appended>),
-    Quarantine(Reply<()>),
+/// An event with its place.
+struct PlacedEvent {
+    record: EventRecord,
+    stored: StoredEvent,
+    delivery: Bytes,
+    received_at: i64,
+}
+
+enum ChangeReply {
+    Added(Reply<()>),
+    Released(Reply<bool>),
+}
+
+enum ConsumerChange {
+    Commit(Commit, Reply<(), CommitError>),
+    Forget(String, Reply<()>),
 }
 
 impl Writer {
-    /// Finds the end of what is stored.
-    pub(super) fn recover(keyspaces: Keyspaces) -> Result<(Self, Arc<Tail>), OpenError> {
-        let mut end = Position(0);
-        let mut latest_received_at = (i64::MIN, 0);
-        if let Some(guard) = keyspaces.events.last_key_value() {
-            let (key, value) = guard.into_inner()?;
-            let damaged = OpenError::Damaged("its last event cannot be read");
-            let (Some(position), Ok(record)) = (record::number(&key), EventRecord::decode(&*value))
-            else {
-                return Err(damaged);
-            };
-            end = Position(position);
-            latest_received_at = record.latest_received_at();
+    /// Serves requests until there can be no more.
+    pub(super) fn run(mut self, runtime: &Runtime, mut queue: mpsc::Receiver<Request>) {
+        let mut ticked = Instant::now();
+        loop {
+            let next = runtime.block_on(async { time::timeout(TICK, queue.recv()).await });
+            match next {
+                Ok(Some(request)) => self.serve(request, &mut queue),
+                Ok(None) => break,
+                Err(_) => {}
+            }
+            if ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                self.tick();
+            }
         }
-        let quarantine_end = match keyspaces.quarantine.last_key_value() {
-            None => 0,
-            Some(guard) => record::number(&guard.key()?)
-                .ok_or(OpenError::Damaged("its quarantine cannot be read"))?,
-        };
-        let tail = Arc::new(Tail::new(end));
-        let writer = Self {
-            keyspaces,
-            tail: Arc::clone(&tail),
-            end,
-            latest_received_at,
-            quarantine_end,
-            failed: None,
-        };
-        Ok((writer, tail))
+        self.close();
     }
 
-    /// Serves requests until there can be no more.
-    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
-        while let Some(request) = queue.blocking_recv() {
-            let mut batch = self.batch();
+    /// Serves a request and what has queued up behind it.
+    fn serve(&mut self, request: Request, queue: &mut mpsc::Receiver<Request>) {
+        let mut batch = self.batch();
+        self.add(&mut batch, request);
+        let mut requests = 1;
+        while requests < MAX_BATCH
+            && batch.size_bytes < MAX_BATCH_BYTES
+            && let Ok(request) = queue.try_recv()
+        {
             self.add(&mut batch, request);
-            while batch.answers.len() < MAX_BATCH
-                && let Ok(request) = queue.try_recv()
-            {
-                self.add(&mut batch, request);
+            requests += 1;
+        }
+        self.commit(batch);
+        self.delete_some();
+    }
+
+    /// What is to be done once in a while: see whether the disk is well, and delete what is too old.
+    fn tick(&mut self) {
+        self.health.examine(&self.shared.directory);
+        if self.is_writable().is_ok() {
+            if let Err(error) = self.unverified.sync() {
+                self.trouble(error);
             }
-            self.commit(batch);
+            self.retain_quarantines();
+            self.delete_some();
+            self.drop_deliveries();
+        }
+    }
+
+    /// Leaves word of what the log holds, so that a loss while it is closed is noticed.
+    fn close(mut self) {
+        if self.health.has_failed() {
+            return;
+        }
+        if let Err(error) = self.index.close() {
+            tracing::warn!(%error, "the index was not closed; it is completed at the next start");
+        }
+        self.meta.closed = Some(ClosedRecord {
+            events: self.end.0,
+            genuine: self.genuine.end(),
+            unverified: self.unverified.end(),
+        });
+        let synced = self.unverified.sync();
+        if synced.is_err()
+            || meta::write(
+                self.shared.disk.as_ref(),
+                &self.shared.directory,
+                &self.meta,
+            )
+            .is_err()
+        {
+            tracing::warn!("the log was not closed; it is checked at the next start");
         }
     }
 
     fn batch(&self) -> Batch {
-        let writes = self.keyspaces.database.batch();
         Batch {
-            writes: writes.durability(Some(PersistMode::SyncData)),
+            end: self.end,
+            latest_received_at: self.latest_received_at,
+            size_bytes: 0,
             ids: HashMap::new(),
             verifications: HashMap::new(),
-            quarantine_ids: HashSet::new(),
             events: Vec::new(),
             answers: Vec::new(),
+            genuine: Vec::new(),
+            unverified: Vec::new(),
+            consumers: Vec::new(),
         }
     }
 
     /// Decides a request and adds what it writes to the batch. A request that fails here is answered at once.
     fn add(&mut self, batch: &mut Batch, request: Request) {
-        match request {
-            Request::Append(event, reply) => match self.append(batch, *event) {
-                Ok(appended) => batch.answers.push(Answer::Append(appended, reply)),
+        let writable = self.is_writable();
+        match (request, writable) {
+            (Request::Append(event, reply), Ok(())) => match self.append(batch, *event) {
+                Ok(appended) => batch.answers.push((appended, reply)),
                 Err(error) => answer(reply, Err(error)),
             },
-            Request::Quarantine(delivery, reply) => match self.quarantine(batch, delivery) {
-                Ok(()) => batch.answers.push(Answer::Quarantine(reply)),
-                Err(error) => answer(reply, Err(error)),
+            (Request::Quarantine(delivery, reply), Ok(())) => {
+                batch.size_bytes += delivery.delivery.len();
+                match delivery.kind {
+                    QuarantineKind::Genuine => {
+                        let reply = ChangeReply::Added(reply);
+                        batch.genuine.push((Change::Add(delivery), reply));
+                    }
+                    QuarantineKind::Unverified => {
+                        batch.unverified.push(Change::Add(delivery));
+                        answer(reply, Ok(()));
+                    }
+                }
+            }
+            (Request::Release(id, reply), Ok(())) => match self.unverified.view.holds(&id) {
+                true => {
+                    batch.unverified.push(Change::Release(id));
+                    answer(reply, Ok(true));
+                }
+                false => {
+                    let reply = ChangeReply::Released(reply);
+                    batch.genuine.push((Change::Release(id), reply));
+                }
             },
+            (Request::Commit(commit, reply), Ok(())) => {
+                batch.consumers.push(ConsumerChange::Commit(commit, reply));
+            }
+            (Request::Forget(name, reply), Ok(())) => {
+                batch.consumers.push(ConsumerChange::Forget(name, reply));
+            }
+            (Request::Append(_, reply), Err(error)) => answer(reply, Err(error)),
+            (Request::Quarantine(_, reply) | Request::Forget(_, reply), Err(error)) => {
+                answer(reply, Err(error));
+            }
+            (Request::Release(_, reply), Err(error)) => answer(reply, Err(error)),
+            (Request::Commit(_, reply), Err(error)) => answer(reply, Err(error.into())),
         }
     }
 
     fn append(&mut self, batch: &mut Batch, event: NewEvent) -> Result<Appended, AppendError> {
-        self.writable()?;
-        let keyspaces = &self.keyspaces;
-        let known = match batch.ids.get(&event.event_id) {
-            Some(known) => Some(*known),
-            None => match keyspaces.ids.get(event.event_id.as_bytes())? {
-                Some(value) => Some(IdRecord::decode(&value).ok_or_else(|| damaged("ids"))?),
-                None => None,
-            },
-        };
-        if let Some(known) = known {
-            let same_content = known.content_sha256 == event.content_sha256;
+        if let Some(known) = self.known(batch, &event.event_id)? {
+            let same_content = known.has_content(&event.content_sha256);
             return Ok(Appended::again(known.position, same_content));
         }
-
-        let (mut revision, mut late) = (0, false);
-        if let Some(verification) = event.verification {
-            let state = match batch.verifications.get(&verification) {
+        let position = Position(batch.end.0 + 1);
+        let (mut revision, mut late, mut place) = (0, false, None);
+        if let Some(key) = event.verification {
+            let state = match batch.verifications.get(&key) {
                 Some(state) => *state,
-                None => match keyspaces.verifications.get(verification)? {
-                    Some(value) => VerificationRecord::decode(&*value)
-                        .map_err(|_| damaged("verifications"))?
-                        .into(),
-                    None => VerificationState::default(),
-                },
+                None => self.state(&key)?.unwrap_or_default(),
             };
             let next;
-            (next, late) = state.next(event.occurred_at.as_ref());
+            (next, late) = state.next(&event, position);
             revision = next.revision;
-            let value = VerificationRecord::from(next).encode_to_vec();
-            batch
-                .writes
-                .insert(&keyspaces.verifications, verification, value);
-            batch.verifications.insert(verification, next);
+            batch.verifications.insert(key, next);
+            place = Some(PlaceInVerification {
+                key: Bytes::copy_from_slice(&key),
+                previous: state.last.0,
+                state: Some(StateRecord::from(next)),
+            });
         }
-
-        self.end.0 += 1;
-        let received_at = (event.received_at.seconds, event.received_at.nanos);
-        self.latest_received_at = self.latest_received_at.max(received_at);
-        let (seconds, nanos) = self.latest_received_at;
+        batch.end = position;
+        let received_at = verification::time(&event.received_at);
+        batch.latest_received_at = batch.latest_received_at.max(received_at);
+        let (seconds, nanos) = batch.latest_received_at;
         let encoded = event.encoded.placed(revision, late);
-        let record = EventRecord {
-            event: encoded.event.clone(),
-            personal_data: encoded.personal_data.clone(),
-            latest_received_at: Some(Timestamp { seconds, nanos }),
-        };
-        let id = IdRecord {
-            position: self.end,
-            content_sha256: event.content_sha256,
-        };
-        let key = self.end.0.to_be_bytes();
-        let id_key = event.event_id.into_bytes();
-        batch
-            .writes
-            .insert(&keyspaces.events, key, record.encode_to_vec());
-        batch
-            .writes
-            .insert(&keyspaces.deliveries, key, event.delivery);
-        batch.writes.insert(&keyspaces.ids, id_key, id.encode());
-        batch.ids.insert(event.event_id, id);
-        batch.events.push(StoredEvent {
-            position: self.end,
-            encoded,
+        let entry = IdEntry::new(position, &event.content_sha256);
+        batch.ids.insert(event.event_id, entry);
+        batch.size_bytes += encoded.event.len() + event.delivery.len();
+        batch.events.push(PlacedEvent {
+            record: EventRecord {
+                event: encoded.event.clone(),
+                personal_data: encoded.personal_data.clone(),
+                latest_received_at: Some(Timestamp { seconds, nanos }),
+                event_id: Bytes::copy_from_slice(event.event_id.as_bytes()),
+                content_sha256: Bytes::copy_from_slice(&event.content_sha256),
+                verification: place,
+            },
+            stored: StoredEvent { position, encoded },
+            delivery: event.delivery,
+            received_at: event.received_at.seconds,
         });
-        Ok(Appended::New(self.end))
+        Ok(Appended::New(position))
     }
 
-    fn quarantine(
-        &mut self,
-        batch: &mut Batch,
-        delivery: NewQuarantined,
-    ) -> Result<(), AppendError> {
-        self.writable()?;
-        let keyspaces = &self.keyspaces;
-        let id = delivery.id.into_bytes();
-        if batch.quarantine_ids.contains(&delivery.id)
-            || keyspaces.quarantine_ids.contains_key(id)?
-        {
+    /// Where the event with this id lies, if it is there and retained.
+    fn known(&self, batch: &Batch, event_id: &Uuid) -> Result<Option<IdEntry>, AppendError> {
+        if let Some(known) = batch.ids.get(event_id) {
+            return Ok(Some(*known));
+        }
+        let known = self.index.find(event_id);
+        let known = known.map_err(|error| self.index_failed(&error))?;
+        Ok(known.filter(|known| known.position.0 > self.events.view.start()))
+    }
+
+    fn state(&self, key: &[u8; 32]) -> Result<Option<VerificationState>, AppendError> {
+        let state = self.index.verification(key);
+        let state = state.map_err(|error| self.index_failed(&error))?;
+        Ok(state.filter(|state| state.last.0 > self.events.view.start()))
+    }
+
+    /// Makes a batch durable, then shows it, then answers.
+    fn commit(&mut self, mut batch: Batch) {
+        let genuine = std::mem::take(&mut batch.genuine);
+        let unverified = std::mem::take(&mut batch.unverified);
+        let consumers = std::mem::take(&mut batch.consumers);
+        self.commit_events(batch);
+        self.commit_genuine(genuine);
+        if !unverified.is_empty() {
+            // Not synced: nobody was promised anything, and a forged call must not cost a write to the disk.
+            if let Err(error) = self.unverified.apply(unverified, false) {
+                self.trouble(error);
+            }
+            self.retain_quarantines();
+        }
+        self.commit_consumers(consumers);
+    }
+
+    fn commit_events(&mut self, batch: Batch) {
+        let written = self.write_events(&batch);
+        if written.is_ok() && !batch.events.is_empty() {
+            self.end = batch.end;
+            self.latest_received_at = batch.latest_received_at;
+            let stored = batch.events.into_iter().map(|event| event.stored);
+            self.shared.tail.extend(stored.collect());
+        }
+        for (appended, reply) in batch.answers {
+            answer(reply, written.clone().map(|()| appended));
+        }
+    }
+
+    fn write_events(&mut self, batch: &Batch) -> Result<(), AppendError> {
+        if batch.events.is_empty() {
             return Ok(());
         }
-        self.quarantine_end += 1;
-        let sequence = self.quarantine_end.to_be_bytes();
-        let record = QuarantineRecord {
-            summary: delivery.summary,
-            delivery: delivery.delivery,
-        };
-        batch
-            .writes
-            .insert(&keyspaces.quarantine, sequence, record.encode_to_vec());
-        batch.writes.insert(&keyspaces.quarantine_ids, id, sequence);
-        batch.quarantine_ids.insert(delivery.id);
+        let heads: Vec<Vec<u8>> = batch
+            .events
+            .iter()
+            .map(|event| event.record.encode_to_vec())
+            .collect();
+        let frames: Vec<NewFrame<'_>> = batch
+            .events
+            .iter()
+            .zip(&heads)
+            .map(|(event, head)| NewFrame {
+                number: event.stored.position.0,
+                synced: self.end.0,
+                time: event.received_at,
+                head,
+                body: &event.delivery,
+            })
+            .collect();
+        self.events
+            .append(&frames, true)
+            .map_err(|error| self.trouble(error))?;
+        let mut changes = self.index.changes();
+        for event in &batch.events {
+            let added = changes.add(&self.index, event.stored.position, &event.record);
+            debug_assert!(added.is_some(), "we have just made the record");
+        }
+        // The events are durable whatever becomes of the index, which is completed at the next start.
+        if let Err(error) = changes.commit() {
+            self.index_failed(&error);
+        }
+        self.health.well();
         Ok(())
     }
 
-    /// Makes a batch durable, then shows its events, then answers.
-    fn commit(&mut self, batch: Batch) {
-        let committed = batch.writes.commit().map_err(|error| {
-            tracing::error!(%error, "the log cannot write; restart once the disk is well");
-            let error = error.to_string();
-            self.failed = Some(error.clone());
-            AppendError::Unavailable(error)
-        });
-        if committed.is_ok() {
-            self.tail.extend(batch.events);
+    fn commit_genuine(&mut self, changes: Vec<(Change, ChangeReply)>) {
+        if changes.is_empty() {
+            return;
         }
-        for waiting in batch.answers {
-            match waiting {
-                Answer::Append(appended, reply) => {
-                    answer(reply, committed.clone().map(|()| appended));
-                }
-                Answer::Quarantine(reply) => answer(reply, committed.clone()),
+        let (changes, replies): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+        let applied = self.genuine.apply(changes, true);
+        let applied = applied.map_err(|error| self.trouble(error));
+        for (number, reply) in replies.into_iter().enumerate() {
+            let effective = applied.clone().map(|effective| effective[number]);
+            match reply {
+                ChangeReply::Added(reply) => answer(reply, effective.map(|_| ())),
+                ChangeReply::Released(reply) => answer(reply, effective),
             }
         }
     }
 
-    fn writable(&self) -> Result<(), AppendError> {
-        match &self.failed {
-            None => Ok(()),
-            Some(error) => Err(AppendError::Unavailable(error.clone())),
+    fn commit_consumers(&mut self, changes: Vec<ConsumerChange>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut changed = self.shared.consumers().clone();
+        let mut decided = Vec::new();
+        for change in changes {
+            match change {
+                ConsumerChange::Commit(commit, reply) => {
+                    decided.push((changed.commit(commit), ConsumerReply::Commit(reply)));
+                }
+                ConsumerChange::Forget(name, reply) => {
+                    changed.0.remove(&name);
+                    decided.push((Ok(()), ConsumerReply::Forget(reply)));
+                }
+            }
+        }
+        let stored = consumers::write(self.shared.disk.as_ref(), &self.shared.directory, &changed);
+        let stored = stored.map_err(|error| self.trouble(WriteError::Write(error)));
+        if stored.is_ok() {
+            *self.shared.consumers() = changed;
+        }
+        for (decided, reply) in decided {
+            let stored = stored.clone();
+            match reply {
+                ConsumerReply::Commit(reply) => {
+                    answer(reply, decided.and_then(|()| stored.map_err(Into::into)));
+                }
+                ConsumerReply::Forget(reply) => answer(reply, stored),
+            }
         }
     }
+
+    fn is_writable(&self) -> Result<(), AppendError> {
+        self.health.writable(&self.shared.directory)
+    }
+
+    /// A write has failed. The answer for those who wait for it.
+    pub(super) fn trouble(&self, error: WriteError) -> AppendError {
+        self.health.trouble(error)
+    }
+
+    /// The index has failed. The answer for those who wait.
+    pub(super) fn index_failed(&self, error: &IndexError) -> AppendError {
+        if let IndexError::Damaged(_) = error {
+            Index::mark_broken(&self.shared.directory);
+        }
+        self.health.fail(error.to_string());
+        AppendError::Unavailable(error.to_string())
+    }
+}
+
+enum ConsumerReply {
+    Commit(Reply<(), CommitError>),
+    Forget(Reply<()>),
 }
 
 /// Whoever asked may have gone away; what was written stays written.
-fn answer<T>(reply: Reply<T>, answer: Result<T, AppendError>) {
+fn answer<T, E>(reply: Reply<T, E>, answer: Result<T, E>) {
     let _ = reply.send(answer);
-}
-
-fn damaged(keyspace: &str) -> AppendError {
-    AppendError::Unavailable(format!("the keyspace {keyspace} is damaged"))
-}
-
-impl From<fjall::Error> for AppendError {
-    fn from(error: fjall::Error) -> Self {
-        Self::Unavailable(error.to_string())
-    }
 }

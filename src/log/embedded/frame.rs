@@ -1,0 +1,262 @@
+//! How a record lies in a file.
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0 to 3 | CRC-32 of bytes 4 to 39 and the head |
+//! | 4 to 7 | length of the head |
+//! | 8 to 11 | length of the body |
+//! | 12 to 15 | CRC-32 of the body |
+//! | 16 to 23 | number: the record's place among all records of its kind |
+//! | 24 to 31 | the number up to which all records were durable when this one was written |
+//! | 32 to 39 | time of receipt, in Unix seconds |
+//! | 40 … | head, then body |
+//!
+//! Integers are little-endian. The second number is what tells a write that was never finished, which is cut off, from
+//! damage to a record that was acknowledged, which is an error.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use bytes::{Buf, Bytes};
+use crc32fast::Hasher;
+
+use crate::log::disk::DiskFile;
+
+/// The length of what stands before the head.
+pub(super) const HEADER_BYTES: usize = 40;
+
+/// A record of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    pub(super) number: u64,
+    pub(super) synced: u64,
+    pub(super) time: i64,
+    pub(super) head: Bytes,
+    /// Empty when it was not asked for.
+    pub(super) body: Bytes,
+    pub(super) body_bytes: u32,
+}
+
+/// A record to be written.
+pub(super) struct NewFrame<'a> {
+    pub(super) number: u64,
+    pub(super) synced: u64,
+    pub(super) time: i64,
+    pub(super) head: &'a [u8],
+    pub(super) body: &'a [u8],
+}
+
+impl NewFrame<'_> {
+    /// Appends the record to a buffer. Nothing that verdict takes comes near 4 GiB; should it, it is refused.
+    pub(super) fn encode(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
+        let mut header = [0; HEADER_BYTES];
+        header[4..8].copy_from_slice(&length(self.head)?.to_le_bytes());
+        header[8..12].copy_from_slice(&length(self.body)?.to_le_bytes());
+        header[12..16].copy_from_slice(&crc32fast::hash(self.body).to_le_bytes());
+        header[16..24].copy_from_slice(&self.number.to_le_bytes());
+        header[24..32].copy_from_slice(&self.synced.to_le_bytes());
+        header[32..40].copy_from_slice(&self.time.to_le_bytes());
+        let checksum = head_checksum(&header, self.head);
+        header[..4].copy_from_slice(&checksum.to_le_bytes());
+        buffer.extend_from_slice(&header);
+        buffer.extend_from_slice(self.head);
+        buffer.extend_from_slice(self.body);
+        Ok(())
+    }
+}
+
+fn head_checksum(header: &[u8; HEADER_BYTES], head: &[u8]) -> u32 {
+    let mut hasher = Hasher::new();
+    hasher.update(&header[4..]);
+    hasher.update(head);
+    hasher.finalize()
+}
+
+/// The header of a record, not yet checked.
+struct Header<'a> {
+    bytes: &'a [u8; HEADER_BYTES],
+}
+
+impl Header<'_> {
+    fn u32_at(&self, at: usize) -> u32 {
+        let bytes: [u8; 4] = std::array::from_fn(|i| self.bytes[at + i]);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn u64_at(&self, at: usize) -> u64 {
+        let bytes: [u8; 8] = std::array::from_fn(|i| self.bytes[at + i]);
+        u64::from_le_bytes(bytes)
+    }
+}
+
+/// What the beginning of a buffer is.
+enum Parsed {
+    /// A record, and its length.
+    Frame(Frame, u64),
+    /// The beginning of a record that takes at least so many bytes.
+    Needs(u64),
+    Damaged(&'static str),
+}
+
+/// Which parts of records are read and checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parts {
+    Heads,
+    All,
+}
+
+fn parse(buffer: &Bytes, parts: Parts) -> Parsed {
+    let Some(bytes) = buffer.first_chunk::<HEADER_BYTES>() else {
+        return Parsed::Needs(HEADER_BYTES as u64);
+    };
+    let header = Header { bytes };
+    let (head_bytes, body_bytes) = (header.u32_at(4) as usize, header.u32_at(8));
+    let head_end = HEADER_BYTES + head_bytes;
+    let end = head_end as u64 + u64::from(body_bytes);
+    let needed = match parts {
+        Parts::Heads => head_end as u64,
+        Parts::All => end,
+    };
+    if (buffer.len() as u64) < needed {
+        return Parsed::Needs(needed);
+    }
+    let head = buffer.slice(HEADER_BYTES..head_end);
+    if head_checksum(bytes, &head) != header.u32_at(0) {
+        return Parsed::Damaged("the checksum of a record's head does not match");
+    }
+    let body = match parts {
+        Parts::Heads => Bytes::new(),
+        Parts::All => buffer.slice(head_end..head_end + body_bytes as usize),
+    };
+    if parts == Parts::All && crc32fast::hash(&body) != header.u32_at(12) {
+        return Parsed::Damaged("the checksum of a record's body does not match");
+    }
+    let frame = Frame {
+        number: header.u64_at(16),
+        synced: header.u64_at(24),
+        time: header.u64_at(32).cast_signed(),
+        head,
+        body,
+        body_bytes,
+    };
+    Parsed::Frame(frame, end)
+}
+
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("{}: byte {offset}: {what}", path.display())]
+    Damaged {
+        path: PathBuf,
+        offset: u64,
+        what: &'static str,
+    },
+}
+
+/// Reads the records of a file one after another.
+pub(super) struct FrameReader {
+    file: Box<dyn DiskFile>,
+    path: PathBuf,
+    /// Where the next record begins.
+    offset: u64,
+    end: u64,
+    parts: Parts,
+    chunk_bytes: u64,
+    /// What has been read from `offset` on.
+    buffer: Bytes,
+}
+
+impl FrameReader {
+    /// Reads from one place of a file to another. `chunk_bytes` is how much is read at once.
+    pub(super) fn new(
+        file: Box<dyn DiskFile>,
+        path: &Path,
+        (offset, end): (u64, u64),
+        parts: Parts,
+        chunk_bytes: u64,
+    ) -> Self {
+        Self {
+            file,
+            path: path.to_owned(),
+            offset,
+            end,
+            parts,
+            chunk_bytes,
+            buffer: Bytes::new(),
+        }
+    }
+
+    /// The next record; `None` at the end.
+    pub(super) fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        if self.offset == self.end {
+            return Ok(None);
+        }
+        loop {
+            match parse(&self.buffer, self.parts) {
+                Parsed::Frame(frame, length) if length <= self.end - self.offset => {
+                    self.offset += length;
+                    let read = self.buffer.len();
+                    self.buffer.advance(read.min(length as usize));
+                    return Ok(Some(frame));
+                }
+                Parsed::Needs(length) if length <= self.end - self.offset => self.fill(length)?,
+                Parsed::Frame(..) | Parsed::Needs(_) => {
+                    return Err(self.damaged("a record reaches beyond the end of the file"));
+                }
+                Parsed::Damaged(what) => return Err(self.damaged(what)),
+            }
+        }
+    }
+
+    /// Reads at least so many bytes from `offset` on.
+    fn fill(&mut self, needed: u64) -> Result<(), FrameError> {
+        let wanted = needed.max(self.chunk_bytes).min(self.end - self.offset);
+        let mut buffer = vec![0; usize::try_from(wanted).map_err(io::Error::other)?];
+        let read = self.file.read_at(&mut buffer, self.offset)?;
+        buffer.truncate(read);
+        if (read as u64) < needed {
+            return Err(self.damaged("the file is shorter than it must be"));
+        }
+        self.buffer = Bytes::from(buffer);
+        Ok(())
+    }
+
+    /// What is wrong with the record that begins here.
+    pub(super) fn damaged(&self, what: &'static str) -> FrameError {
+        FrameError::Damaged {
+            path: self.path.clone(),
+            offset: self.offset,
+            what,
+        }
+    }
+
+    /// Looks, byte by byte from here on, for a record which says that the record `number` was durable.
+    pub(super) fn finds_proof_of(&mut self, number: u64) -> Result<bool, FrameError> {
+        let length = usize::try_from(self.end - self.offset).map_err(io::Error::other)?;
+        let mut rest = vec![0; length];
+        let read = self.file.read_at(&mut rest, self.offset)?;
+        rest.truncate(read);
+        let rest = Bytes::from(rest);
+        for at in 0..rest.len().saturating_sub(HEADER_BYTES) {
+            let Some(bytes) = rest[at..].first_chunk::<HEADER_BYTES>() else {
+                break;
+            };
+            let header = Header { bytes };
+            let (claimed, synced) = (header.u64_at(16), header.u64_at(24));
+            // A check of the numbers spares most checksums.
+            if claimed > number
+                && synced >= number
+                && synced < claimed
+                && let Parsed::Frame(..) = parse(&rest.slice(at..), Parts::All)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

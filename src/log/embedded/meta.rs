@@ -1,0 +1,95 @@
+//! What a log says of itself, in the file `meta`.
+
+use std::{io, path::Path};
+
+use bytes::Bytes;
+use prost::Message;
+use uuid::Uuid;
+
+use super::{
+    FORMAT, OpenError,
+    record::{ClosedRecord, MetaRecord, OpeningRecord},
+    small_file,
+};
+use crate::log::{Position, disk::Disk};
+
+/// How many openings of a log are remembered. Cursors of older ones are of another log.
+const MAX_OPENINGS: usize = 1000;
+
+const META: &str = "meta";
+
+/// Reads what the log says of itself; what a new one will say if there is none.
+pub(super) fn read(
+    disk: &dyn Disk,
+    directory: &Path,
+    new_id: Uuid,
+) -> Result<MetaRecord, OpenError> {
+    let Some(bytes) = small_file::read(disk, &directory.join(META))? else {
+        // The file of an earlier version, and segments without an owner.
+        if directory.join("keyspaces").exists()
+            || !disk.names(&directory.join("events"))?.is_empty()
+        {
+            return Err(OpenError::NotALog);
+        }
+        return Ok(MetaRecord {
+            format: FORMAT,
+            id: Bytes::copy_from_slice(new_id.as_bytes()),
+            openings: Vec::new(),
+            closed: None,
+        });
+    };
+    let meta = MetaRecord::decode(bytes)
+        .map_err(|_| OpenError::Damaged("the file meta cannot be read".to_owned()))?;
+    match meta.format {
+        FORMAT => Ok(meta),
+        format => Err(OpenError::Format(format)),
+    }
+}
+
+pub(super) fn id(bytes: &[u8]) -> Result<Uuid, OpenError> {
+    Uuid::from_slice(bytes)
+        .map_err(|_| OpenError::Damaged("an id in the file meta cannot be read".to_owned()))
+}
+
+/// Takes note that the log is opened, durably and before any event is written: so that a cursor which was given out for an
+/// event can be told from one of an event that a restored copy of the log never had.
+pub(super) fn add_opening(
+    disk: &dyn Disk,
+    directory: &Path,
+    meta: &mut MetaRecord,
+    new_id: Uuid,
+    end: Position,
+) -> Result<Vec<(Uuid, Position)>, OpenError> {
+    meta.closed = None;
+    meta.openings.push(OpeningRecord {
+        id: Bytes::copy_from_slice(new_id.as_bytes()),
+        after: end.0,
+    });
+    let excess = meta.openings.len().saturating_sub(MAX_OPENINGS);
+    meta.openings.drain(..excess);
+    write(disk, directory, meta)?;
+    let openings = meta.openings.iter();
+    openings
+        .map(|opening| Ok((id(&opening.id)?, Position(opening.after))))
+        .collect()
+}
+
+/// What a log held when it was closed must be there when it is opened.
+pub(super) fn check_closed(meta: &MetaRecord, found: ClosedRecord) -> Result<(), OpenError> {
+    let Some(closed) = meta.closed else {
+        return Ok(());
+    };
+    let check = |name, closed, found| match found < closed {
+        false => Ok(()),
+        true => Err(OpenError::Damaged(format!(
+            "{name}: it ends with number {found}, but when the log was closed it ended with {closed}; restore the log"
+        ))),
+    };
+    check("events", closed.events, found.events)?;
+    check("quarantine", closed.genuine, found.genuine)?;
+    check("unverified", closed.unverified, found.unverified)
+}
+
+pub(super) fn write(disk: &dyn Disk, directory: &Path, meta: &MetaRecord) -> io::Result<()> {
+    small_file::write(disk, &directory.join(META), &meta.encode_to_vec())
+}

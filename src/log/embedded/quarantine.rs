@@ -1,0 +1,353 @@
+//! A quarantine on disk: segments of what came in and what was taken out, and in memory what is in it now.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use prost::Message;
+use uuid::Uuid;
+
+use super::{
+    OpenError,
+    frame::{Frame, FrameError, NewFrame, Parts},
+    reader,
+    record::QuarantineRecord,
+    segments::{Segments, WriteError},
+    view::{View, ViewError},
+};
+use crate::log::{
+    NewQuarantined, Position, QuarantineKind, QuarantineStats, ReadError, ReadLimit,
+    StoredQuarantined, disk::Disk,
+};
+
+/// What one quarantine may hold. `None` means without a limit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) max_age_seconds: Option<u64>,
+    pub(super) max_bytes: Option<u64>,
+    pub(super) max_deliveries: Option<u64>,
+}
+
+/// The readers' side of a quarantine. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub(super) struct QuarantineView {
+    kind: QuarantineKind,
+    segments: Arc<View>,
+    present: Arc<Mutex<Present>>,
+}
+
+/// What is in the quarantine now.
+#[derive(Debug, Default)]
+struct Present {
+    /// Ids and sizes, by sequence.
+    by_sequence: BTreeMap<u64, (Uuid, u64)>,
+    by_id: HashMap<Uuid, u64>,
+    stats: QuarantineStats,
+}
+
+impl Present {
+    fn insert(&mut self, sequence: u64, id: Uuid, size_bytes: u64) {
+        self.by_sequence.insert(sequence, (id, size_bytes));
+        self.by_id.insert(id, sequence);
+        self.stats.deliveries += 1;
+        self.stats.size_bytes += size_bytes;
+    }
+
+    fn remove(&mut self, sequence: u64) {
+        if let Some((id, size_bytes)) = self.by_sequence.remove(&sequence) {
+            self.by_id.remove(&id);
+            self.stats.deliveries -= 1;
+            self.stats.size_bytes -= size_bytes;
+        }
+    }
+
+    fn drop_through(&mut self, last: u64) {
+        while let Some((&oldest, _)) = self.by_sequence.first_key_value()
+            && oldest <= last
+        {
+            self.remove(oldest);
+            self.stats.dropped += 1;
+        }
+    }
+}
+
+/// The writer's side of a quarantine.
+pub(super) struct Quarantine {
+    pub(super) view: QuarantineView,
+    segments: Segments,
+    limits: Limits,
+}
+
+/// What is to be done to a quarantine.
+pub(super) enum Change {
+    Add(NewQuarantined),
+    Release(Uuid),
+}
+
+impl Quarantine {
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        log_id: Uuid,
+        kind: QuarantineKind,
+        limits: Limits,
+    ) -> Result<Self, OpenError> {
+        const SEGMENT_BYTES: u64 = 8 << 20;
+        // Whole segments are deleted: of a small space each is a small part.
+        let segment_bytes = limits.max_bytes.map_or(u64::MAX, |bytes| bytes / 8);
+        let segments = Segments::open(disk, directory, log_id, segment_bytes.min(SEGMENT_BYTES))?;
+        let mut present = Present::default();
+        let last = segments.end();
+        let mut failed = None;
+        let read = segments
+            .view
+            .read(segments.view.start() + 1, last, Parts::Heads, |frame| {
+                failed = replay(&mut present, &frame).err();
+                Ok(failed.is_none())
+            });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        read.map_err(|error| OpenError::Damaged(error.to_string()))?;
+        Ok(Self {
+            view: QuarantineView {
+                kind,
+                segments: Arc::clone(&segments.view),
+                present: Arc::new(Mutex::new(present)),
+            },
+            segments,
+            limits,
+        })
+    }
+
+    /// Makes changes, one after another, and says of each whether it changed anything. With `sync` they are durable
+    /// when this returns.
+    pub(super) fn apply(
+        &mut self,
+        changes: Vec<Change>,
+        sync: bool,
+    ) -> Result<Vec<bool>, WriteError> {
+        let mut effective = Vec::with_capacity(changes.len());
+        let mut records = Vec::new();
+        // What has been decided in this batch: whether an id is in the quarantine after it.
+        let mut decided: HashMap<Uuid, bool> = HashMap::new();
+        for change in changes {
+            let (id, adds) = match &change {
+                Change::Add(delivery) => (delivery.id, true),
+                Change::Release(id) => (*id, false),
+            };
+            let is_present = match decided.get(&id) {
+                Some(is_present) => *is_present,
+                None => self.view.present().by_id.contains_key(&id),
+            };
+            effective.push(is_present != adds);
+            if is_present != adds {
+                decided.insert(id, adds);
+                records.push(change);
+            }
+        }
+        self.write(&records, sync)?;
+        Ok(effective)
+    }
+
+    fn write(&mut self, changes: &[Change], sync: bool) -> Result<(), WriteError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let synced = self.segments.end();
+        let heads: Vec<Vec<u8>> = changes.iter().map(head).collect();
+        let frames: Vec<NewFrame<'_>> = (synced + 1..)
+            .zip(changes.iter().zip(&heads))
+            .map(|(number, (change, head))| NewFrame {
+                number,
+                synced: if sync { synced } else { 0 },
+                time: match change {
+                    Change::Add(delivery) => delivery.received_at.seconds,
+                    Change::Release(_) => i64::MIN,
+                },
+                head,
+                body: match change {
+                    Change::Add(delivery) => &delivery.delivery,
+                    Change::Release(_) => &[],
+                },
+            })
+            .collect();
+        self.segments.append(&frames, sync)?;
+        let mut present = self.view.present();
+        for (number, change) in (synced + 1..).zip(changes) {
+            match change {
+                Change::Add(delivery) => {
+                    let size = delivery.summary.len() + delivery.delivery.len();
+                    present.insert(number, delivery.id, size as u64);
+                }
+                Change::Release(id) => {
+                    if let Some(sequence) = present.by_id.get(id).copied() {
+                        present.remove(sequence);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of the last record.
+    pub(super) fn end(&self) -> u64 {
+        self.segments.end()
+    }
+
+    /// Makes everything durable that was not synced.
+    pub(super) fn sync(&self) -> Result<(), WriteError> {
+        self.segments.sync()
+    }
+
+    /// Deletes what is too old, too much, or no longer needed.
+    pub(super) fn retain(&mut self, now: i64) -> Result<(), WriteError> {
+        if let Some(max) = self.limits.max_deliveries {
+            let mut present = self.view.present();
+            let excess = present.stats.deliveries.saturating_sub(max);
+            let last = present.by_sequence.keys().take(excess as usize).last();
+            if let Some(last) = last.copied() {
+                present.drop_through(last);
+            }
+        }
+        while let Some(last) = self.oldest_to_delete(now) {
+            if self.segments.finished().is_empty() {
+                self.segments.roll()?;
+            }
+            self.view.present().drop_through(last);
+            self.segments.expire()?;
+            self.segments.delete()?;
+        }
+        Ok(())
+    }
+
+    /// The last number of the oldest segment, if that can go.
+    fn oldest_to_delete(&self, now: i64) -> Option<u64> {
+        let view = &self.segments.view;
+        let total = view.size_bytes();
+        let segments = view.segments();
+        let oldest = segments.front().filter(|oldest| !oldest.is_empty())?;
+        let too_much = self.limits.max_bytes.is_some_and(|max| total > max);
+        let too_old = self.limits.max_age_seconds.is_some_and(|age| {
+            oldest.newest != i64::MIN && oldest.newest.saturating_add_unsigned(age) < now
+        });
+        let finished = segments.len() > 1;
+        let unneeded = finished && !self.view.present().has_any_through(oldest.end);
+        (too_much || too_old || unneeded).then_some(oldest.end)
+    }
+}
+
+impl Present {
+    fn has_any_through(&self, last: u64) -> bool {
+        self.by_sequence
+            .first_key_value()
+            .is_some_and(|(oldest, _)| *oldest <= last)
+    }
+}
+
+fn head(change: &Change) -> Vec<u8> {
+    let record = match change {
+        Change::Add(delivery) => QuarantineRecord {
+            id: Bytes::copy_from_slice(delivery.id.as_bytes()),
+            summary: delivery.summary.clone(),
+            released: false,
+        },
+        Change::Release(id) => QuarantineRecord {
+            id: Bytes::copy_from_slice(id.as_bytes()),
+            summary: Bytes::new(),
+            released: true,
+        },
+    };
+    record.encode_to_vec()
+}
+
+/// Does again what a record says was done.
+fn replay(present: &mut Present, frame: &Frame) -> Result<(), OpenError> {
+    let number = frame.number;
+    let damaged = || OpenError::Damaged(format!("quarantine: record {number} cannot be read"));
+    let record = QuarantineRecord::decode(frame.head.clone()).map_err(|_| damaged())?;
+    let id = Uuid::from_slice(&record.id).map_err(|_| damaged())?;
+    if !record.released {
+        let size = record.summary.len() as u64 + u64::from(frame.body_bytes);
+        present.insert(number, id, size);
+    } else if let Some(sequence) = present.by_id.get(&id).copied() {
+        present.remove(sequence);
+    }
+    Ok(())
+}
+
+impl QuarantineView {
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stats(&self) -> QuarantineStats {
+        self.present().stats
+    }
+
+    /// Deliveries in the order of arrival, from the first one after `after`.
+    pub(super) fn read(
+        &self,
+        after: u64,
+        limit: ReadLimit,
+    ) -> Result<Vec<StoredQuarantined>, ReadError> {
+        let Some(first) = after.checked_add(1) else {
+            return Ok(Vec::new());
+        };
+        let sequences: Vec<u64> = {
+            let present = self.present();
+            let present = present.by_sequence.range(first..);
+            present
+                .map(|(sequence, _)| *sequence)
+                .take(limit.records.max(1))
+                .collect()
+        };
+        let stored = sequences
+            .into_iter()
+            .filter_map(|sequence| self.get(sequence).transpose());
+        limit.take(stored, StoredQuarantined::size_bytes)
+    }
+
+    pub(super) fn find(&self, id: &Uuid) -> Result<Option<StoredQuarantined>, ReadError> {
+        let sequence = self.present().by_id.get(id).copied();
+        sequence.map_or(Ok(None), |sequence| self.get(sequence))
+    }
+
+    pub(super) fn holds(&self, id: &Uuid) -> bool {
+        self.present().by_id.contains_key(id)
+    }
+
+    /// A delivery, unless it has just been deleted.
+    fn get(&self, sequence: u64) -> Result<Option<StoredQuarantined>, ReadError> {
+        let mut found = None;
+        let read = self.segments.read(sequence, sequence, Parts::All, |frame| {
+            found = Some(frame);
+            Ok(true)
+        });
+        match read {
+            Ok(()) => {}
+            Err(ViewError::NotRetained) => return Ok(None),
+            Err(ViewError::Frame(FrameError::Io(error))) => {
+                return Err(ReadError::Unavailable(error.to_string()));
+            }
+            Err(ViewError::Frame(error)) => return Err(damaged(sequence, &error.to_string())),
+        }
+        let Some(frame) = found else { return Ok(None) };
+        let record = QuarantineRecord::decode(frame.head)
+            .map_err(|_| damaged(sequence, "the record cannot be decoded"))?;
+        Ok(Some(StoredQuarantined {
+            kind: self.kind,
+            sequence,
+            summary: record.summary,
+            delivery: frame.body,
+        }))
+    }
+}
+
+fn damaged(sequence: u64, what: &str) -> ReadError {
+    let place = format!("quarantine: {what}");
+    reader::damaged(Position(sequence), place)
+}

@@ -1,0 +1,175 @@
+//! The readers' side of the log. Everything here blocks.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use prost::Message;
+use prost_types::Timestamp;
+use uuid::Uuid;
+
+use super::{
+    OpenError,
+    frame::{Frame, FrameError, Parts},
+    index::{Index, IndexError},
+    quarantine::QuarantineView,
+    record::EventRecord,
+    view::{View, ViewError},
+};
+use crate::log::{
+    History, Position, ReadError, ReadLimit, StoredEvent, Tail, consumers::Consumers, disk::Disk,
+    verification,
+};
+
+/// What the writer and the readers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) directory: PathBuf,
+    /// When the log was opened: the id of the opening, and the end of the log at that time.
+    pub(super) openings: Vec<(Uuid, Position)>,
+    pub(super) events: Arc<View>,
+    pub(super) index: Index,
+    pub(super) tail: Tail,
+    pub(super) genuine: QuarantineView,
+    pub(super) unverified: QuarantineView,
+    pub(super) consumers: Mutex<Consumers>,
+}
+
+impl Shared {
+    pub(super) fn consumers(&self) -> MutexGuard<'_, Consumers> {
+        self.consumers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn start(&self) -> Position {
+        Position(self.events.start())
+    }
+
+    /// The latest time of receipt up to a position.
+    pub(super) fn latest_received_at(
+        &self,
+        end: Position,
+    ) -> Result<verification::Time, OpenError> {
+        if end <= self.start() {
+            return Ok((i64::MIN, 0));
+        }
+        match self.event(end) {
+            Ok(record) => Ok(record.latest_received_at()),
+            Err(error) => Err(OpenError::Damaged(error.to_string())),
+        }
+    }
+
+    /// Reads the records of events and their raw deliveries.
+    pub(super) fn read_frames(
+        &self,
+        first: Position,
+        last: Position,
+        parts: Parts,
+        mut take: impl FnMut(Frame) -> bool,
+    ) -> Result<(), ReadError> {
+        let mut reached = first.0;
+        let read = self.events.read(first.0, last.0, parts, |frame| {
+            reached = frame.number + 1;
+            Ok(take(frame))
+        });
+        read.map_err(|error| match error {
+            ViewError::NotRetained => ReadError::NotRetained,
+            ViewError::Frame(FrameError::Io(error)) => ReadError::Unavailable(error.to_string()),
+            ViewError::Frame(error) => damaged(Position(reached), error.to_string()),
+        })
+    }
+
+    pub(super) fn event(&self, position: Position) -> Result<EventRecord, ReadError> {
+        let mut found = None;
+        self.read_frames(position, position, Parts::Heads, |frame| {
+            found = Some(frame);
+            false
+        })?;
+        let frame = found.ok_or_else(|| damaged(position, "it is not there".to_owned()))?;
+        decode(&frame)
+    }
+
+    pub(super) fn read(
+        &self,
+        after: Position,
+        end: Position,
+        limit: ReadLimit,
+    ) -> Result<Vec<StoredEvent>, ReadError> {
+        let records = (limit.records.max(1) as u64).min(end.0 - after.0);
+        let last = Position(after.0 + records);
+        let (mut events, mut size_bytes, mut failed) = (Vec::new(), 0, None);
+        self.read_frames(Position(after.0 + 1), last, Parts::Heads, |frame| {
+            match decode(&frame) {
+                Ok(record) => {
+                    let stored = record.stored(Position(frame.number));
+                    size_bytes += stored.size_bytes();
+                    events.push(stored);
+                }
+                Err(error) => failed = Some(error),
+            }
+            failed.is_none() && size_bytes < limit.bytes
+        })?;
+        failed.map_or(Ok(events), Err)
+    }
+
+    /// Finds the first event that was received at `since` or later by halving: the latest time of receipt so far only
+    /// grows, and it reaches `since` at that very event.
+    pub(super) fn position_before(
+        &self,
+        since: Timestamp,
+        end: Position,
+    ) -> Result<Position, ReadError> {
+        let since = verification::time(&since);
+        let (mut before, mut after) = (self.start().0, end.0 + 1);
+        while after - before > 1 {
+            let middle = before + (after - before) / 2;
+            match self.event(Position(middle)) {
+                Ok(record) if record.latest_received_at() < since => before = middle,
+                Ok(_) => after = middle,
+                // Deleted since we began.
+                Err(ReadError::NotRetained) => before = middle,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Position(before))
+    }
+
+    pub(super) fn history(&self, from: Position, limit: usize) -> Result<History, ReadError> {
+        let (mut events, mut next) = (Vec::new(), from);
+        while events.len() < limit && next > self.start() {
+            let record = match self.event(next) {
+                Err(ReadError::NotRetained) => break,
+                record => record?,
+            };
+            let place = record.verification.as_ref();
+            let previous = place.map_or(0, |place| place.previous);
+            events.push(record.stored(next));
+            next = Position(previous);
+        }
+        Ok(History {
+            events,
+            next: (next > self.start()).then_some(next),
+        })
+    }
+}
+
+pub(super) fn damaged(position: Position, place: String) -> ReadError {
+    tracing::error!(log.position = position.0, log.place = %place, "the log is damaged");
+    ReadError::Damaged { position, place }
+}
+
+fn decode(frame: &Frame) -> Result<EventRecord, ReadError> {
+    EventRecord::decode(frame.head.clone()).map_err(|_| {
+        let place = "the record cannot be decoded".to_owned();
+        damaged(Position(frame.number), place)
+    })
+}
+
+impl From<IndexError> for ReadError {
+    fn from(error: IndexError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}

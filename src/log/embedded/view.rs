@@ -1,0 +1,142 @@
+//! The readers' side of the segments.
+
+use std::{
+    collections::VecDeque,
+    io,
+    path::Path,
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use super::{
+    frame::{Frame, FrameError, FrameReader, Parts},
+    segment::{Directory, STRIDE, Segment},
+};
+
+/// How much is read at once by who reads on and on.
+pub(super) const CHUNK_BYTES: u64 = 256 << 10;
+
+/// How much is read at once by who wants a single record: about a stride.
+const SMALL_CHUNK_BYTES: u64 = 32 << 10;
+
+/// What readers see of the segments.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) directory: Directory,
+    segments: RwLock<VecDeque<Segment>>,
+}
+
+/// Why records could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ViewError {
+    #[error("no longer retained")]
+    NotRetained,
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+impl From<io::Error> for ViewError {
+    fn from(error: io::Error) -> Self {
+        Self::Frame(error.into())
+    }
+}
+
+impl View {
+    pub(super) fn new(directory: Directory, segments: VecDeque<Segment>) -> Self {
+        Self {
+            directory,
+            segments: RwLock::new(segments),
+        }
+    }
+
+    pub(super) fn segments(&self) -> RwLockReadGuard<'_, VecDeque<Segment>> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn segments_mut(&self) -> RwLockWriteGuard<'_, VecDeque<Segment>> {
+        self.segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number before the first record.
+    pub(super) fn start(&self) -> u64 {
+        self.segments().front().map_or(0, |first| first.base - 1)
+    }
+
+    /// The bytes that the files take.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.segments().iter().map(|segment| segment.size).sum()
+    }
+
+    /// Hands records to `take`, in order, from the number `first` to `last`, until it says that it has enough.
+    pub(super) fn read(
+        &self,
+        first: u64,
+        last: u64,
+        parts: Parts,
+        mut take: impl FnMut(Frame) -> Result<bool, FrameError>,
+    ) -> Result<(), ViewError> {
+        let mut next = first;
+        while next <= last {
+            let Some((mut reader, mut number)) = self.reader(next, last, parts)? else {
+                return Ok(());
+            };
+            while number <= last {
+                let Some(frame) = reader.next()? else { break };
+                if frame.number != number {
+                    return Err(reader.damaged("another record was to be here").into());
+                }
+                number += 1;
+                if number > next && !take(frame)? {
+                    return Ok(());
+                }
+                next = next.max(number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the segment that holds the record `first`, at this record or less than a stride before it. Says at which.
+    fn reader(
+        &self,
+        first: u64,
+        last: u64,
+        parts: Parts,
+    ) -> Result<Option<(FrameReader, u64)>, ViewError> {
+        loop {
+            let (name, offset, size, number) = {
+                let segments = self.segments();
+                let after = segments.partition_point(|segment| segment.base <= first);
+                let index = after.checked_sub(1).ok_or(ViewError::NotRetained)?;
+                let segment = &segments[index];
+                if first > segment.end {
+                    return Ok(None);
+                }
+                let stride = (first - segment.base) / STRIDE;
+                let offset = segment.offsets[stride as usize];
+                let number = segment.base + stride * STRIDE;
+                (segment.data_name(), offset.into(), segment.size, number)
+            };
+            let path = self.directory.join(name);
+            match self.directory.disk.open(&path) {
+                Ok(file) => {
+                    let chunk = match last - first < STRIDE {
+                        true => SMALL_CHUNK_BYTES,
+                        false => CHUNK_BYTES,
+                    };
+                    let reader = FrameReader::new(file, &path, (offset, size), parts, chunk);
+                    return Ok(Some((reader, number)));
+                }
+                // Deleted, or replaced by one without bodies, since we looked: look again.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound && self.has_changed(&path) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn has_changed(&self, path: &Path) -> bool {
+        let names = |segment: &Segment| self.directory.join(segment.data_name()) == *path;
+        !self.segments().iter().any(names)
+    }
+}

@@ -1,0 +1,354 @@
+//! A disk that fails, runs full or forgets: what is damaged is named and never served, what cannot be written is never
+//! acknowledged, and what can be read is read.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use fastrand::Rng;
+use tempfile::TempDir;
+use tokio::time;
+use uuid::Uuid;
+use verdict::{
+    config::LogConfig,
+    log::{
+        AppendError, Appended, Commit, CommitError, Consumer, EventLog, Health, NewEvent,
+        NewQuarantined, Position, QuarantineKind, ReadError, StoredEvent,
+        embedded::{EmbeddedLog, OpenError},
+    },
+};
+
+use crate::{
+    log::{ALL, new_event},
+    simulated_disk::{EIO, ENOSPC, EROFS, Fault, SimulatedDisk},
+    support::{PATIENCE, log_config},
+};
+
+/// Files small enough that a few events make several of them.
+fn config(directory: &TempDir) -> LogConfig {
+    LogConfig {
+        segment_bytes: 2000,
+        ..log_config(directory.path())
+    }
+}
+
+fn open(disk: &SimulatedDisk, directory: &TempDir) -> Result<EmbeddedLog, OpenError> {
+    let id = Uuid::from_u128(7);
+    EmbeddedLog::open_on(Arc::new(disk.clone()), &config(directory), id)
+}
+
+fn event(number: u128) -> NewEvent {
+    new_event(number, Some((number % 3) as u8), Some(number as i64))
+}
+
+fn quarantined(number: u128) -> NewQuarantined {
+    NewQuarantined {
+        id: Uuid::from_u128(number),
+        kind: QuarantineKind::Genuine,
+        received_at: Default::default(),
+        summary: format!("summary {number}").into(),
+        delivery: format!("delivery {number}").into(),
+    }
+}
+
+/// A log of 30 events and 9 quarantined deliveries that was closed.
+async fn written(directory: &TempDir) -> (SimulatedDisk, Vec<StoredEvent>) {
+    let disk = SimulatedDisk::new(1);
+    let log = open(&disk, directory).unwrap();
+    for number in 1..=30 {
+        let _ = log.append(event(number)).await.unwrap();
+    }
+    for number in 1..=9 {
+        log.quarantine(quarantined(number)).await.unwrap();
+    }
+    let commit = Commit {
+        consumer: Consumer {
+            name: "risk".to_owned(),
+            cursor: log.cursor(Position(3)),
+            committed_at: Default::default(),
+        },
+        force: false,
+    };
+    log.commit(commit).await.unwrap();
+    let events = log.read(Position(0), ALL).await.unwrap();
+    drop(log);
+    (disk, events)
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+/// Whether a text says which file is damaged, or at least of what kind it is and which number it should reach.
+fn is_named(what: &str, path: &Path) -> bool {
+    let directory = name(path.parent().unwrap());
+    what.contains(&name(path)) || what.contains("was acknowledged") || what.starts_with(&directory)
+}
+
+/// Reads everything, one event at a time. What is served must be what was written; what is damaged must be named. Says
+/// whether anything was.
+async fn is_noticed(log: &EmbeddedLog, events: &[StoredEvent], file: &str) -> bool {
+    let mut noticed = false;
+    let mut named = |error: ReadError| {
+        let ReadError::Damaged { place, .. } = &error else {
+            panic!("{error}");
+        };
+        assert!(place.contains(file), "{place} does not name {file}");
+        noticed = true;
+    };
+    for (before, written) in (0..).zip(events) {
+        let one = verdict::log::ReadLimit {
+            records: 1,
+            bytes: 1,
+        };
+        match log.read(Position(before), one).await {
+            Ok(served) => assert_eq!(served, [written.clone()]),
+            Err(error) => named(error),
+        }
+        match log.delivery(written.position).await {
+            Ok(delivery) => assert_eq!(delivery, Some(event(u128::from(before) + 1).delivery)),
+            Err(error) => named(error),
+        }
+    }
+    for number in 1..=9 {
+        let expected = quarantined(number);
+        match log.find_quarantined(expected.id).await {
+            Ok(found) => {
+                let found = found.expect("it is in the quarantine");
+                assert_eq!(
+                    (found.summary, found.delivery),
+                    (expected.summary, expected.delivery)
+                );
+            }
+            Err(error) => named(error),
+        }
+    }
+    noticed
+}
+
+#[tokio::test]
+async fn a_flipped_bit_is_named_and_never_served() {
+    let directory = TempDir::new().unwrap();
+    let (disk, events) = written(&directory).await;
+    let mut rng = Rng::with_seed(1);
+    let paths = disk.paths();
+    let segments: Vec<_> = paths
+        .iter()
+        .filter(|path| name(path).ends_with(".log"))
+        .collect();
+    assert!(segments.len() > 4);
+    for _ in 0..200 {
+        let path = rng.choice(&segments).unwrap();
+        let Some(last) = disk.contents(path).len().checked_sub(1) else {
+            continue;
+        };
+        let damaged = disk.kill();
+        let (offset, bit) = (rng.u64(0..=last as u64), rng.u8(0..8));
+        damaged.flip_bit(path, offset, bit);
+        let noticed = match open(&damaged, &directory) {
+            Ok(log) => is_noticed(&log, &events, &name(path)).await,
+            Err(OpenError::Damaged(what)) => is_named(&what, path),
+            Err(error) => panic!("{error}"),
+        };
+        // The record at the beginning of a finished file is only looked at when the file has no index.
+        let is_mark = offset < 72;
+        assert!(
+            noticed || is_mark,
+            "{}: byte {offset}, bit {bit}",
+            path.display()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_cut_file_is_named_and_never_served() {
+    let directory = TempDir::new().unwrap();
+    let (disk, _) = written(&directory).await;
+    let mut rng = Rng::with_seed(1);
+    let paths = disk.paths();
+    let segments: Vec<_> = paths
+        .iter()
+        .filter(|path| name(path).ends_with(".log"))
+        .collect();
+    for path in segments {
+        if path.parent().unwrap().ends_with("unverified") {
+            continue;
+        }
+        let size = disk.contents(path).len() as u64;
+        for _ in 0..5 {
+            let damaged = disk.kill();
+            damaged.truncate(path, rng.u64(0..size));
+            let Err(OpenError::Damaged(what)) = open(&damaged, &directory) else {
+                panic!("{} was cut, and nobody noticed", path.display());
+            };
+            assert!(is_named(&what, path), "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_beside_the_events_are_made_again_or_named() {
+    let directory = TempDir::new().unwrap();
+    let (disk, events) = written(&directory).await;
+    for path in disk.paths() {
+        let file = name(&path);
+        if file.ends_with(".log") {
+            continue;
+        }
+        let damaged = disk.kill();
+        damaged.flip_bit(&path, disk.contents(&path).len() as u64 / 2, 3);
+        match open(&damaged, &directory) {
+            // What follows from the events is made again.
+            Ok(log) => {
+                assert!(file.ends_with(".index"), "{file}");
+                assert!(!is_noticed(&log, &events, &file).await);
+            }
+            Err(OpenError::Damaged(what)) => {
+                assert!(["meta", "consumers"].contains(&&*file), "{file}");
+                assert!(what.contains(&file), "{what}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_is_lost_or_damaged_is_made_again() {
+    let directory = TempDir::new().unwrap();
+    let (disk, events) = written(&directory).await;
+    let index = directory.path().join("index");
+    for damage in [
+        (|index: &Path| std::fs::remove_dir_all(index).unwrap()) as fn(&Path),
+        |index| std::fs::write(index.join("version"), "nonsense").unwrap(),
+        |index| std::fs::write(index.with_extension("broken"), "").unwrap(),
+    ] {
+        damage(&index);
+        let log = open(&disk, &directory).unwrap();
+        for (number, stored) in (1..).zip(&events) {
+            let id = Uuid::from_u128(number);
+            assert_eq!(log.find(id).await.unwrap().as_ref(), Some(stored));
+            let again = log.append(event(number)).await.unwrap();
+            assert_eq!(again, Appended::Duplicate(stored.position));
+        }
+        let history = log.verification([1; 32]).await.unwrap().unwrap();
+        assert_eq!((history.revision, history.last), (10, Position(28)));
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_knows_more_than_the_log_betrays_a_loss() {
+    let directory = TempDir::new().unwrap();
+    let (disk, _) = written(&directory).await;
+    let last = disk
+        .paths()
+        .into_iter()
+        .rfind(|path| name(path).ends_with(".log") && path.parent().unwrap().ends_with("events"))
+        .unwrap();
+    disk.truncate(&last, 0);
+    let Err(OpenError::Damaged(what)) = open(&disk, &directory) else {
+        panic!("events are lost, and nobody noticed");
+    };
+    assert!(what.contains("position 30 was acknowledged"), "{what}");
+}
+
+async fn healthy(log: &EmbeddedLog) {
+    let mut health = log.health();
+    let well = health.wait_for(|health| *health == Health::Well);
+    time::timeout(PATIENCE, well).await.unwrap().unwrap();
+}
+
+fn unavailable(appended: Result<Appended, AppendError>) {
+    assert!(
+        matches!(appended, Err(AppendError::Unavailable(_))),
+        "{appended:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_full_or_read_only_disk_stops_writing_until_it_is_well_again() {
+    for errno in [ENOSPC, EROFS, EIO] {
+        let directory = TempDir::new().unwrap();
+        let (disk, events) = written(&directory).await;
+        let log = open(&disk, &directory).unwrap();
+        disk.fail_writes(Some(Fault::always(errno).short()));
+        for number in 31..36 {
+            unavailable(log.append(event(number)).await);
+        }
+        assert!(matches!(*log.health().borrow(), Health::Unwritable(_)));
+        // Reading goes on, and shows nothing that was not acknowledged.
+        assert_eq!(log.read(Position(0), ALL).await.unwrap(), events);
+        // What is durable already is a duplicate all the same.
+        let known = log.append(event(1)).await.unwrap();
+        assert_eq!(known, Appended::Duplicate(Position(1)));
+
+        disk.fail_writes(None);
+        healthy(&log).await;
+        let appended = log.append(event(31)).await.unwrap();
+        assert_eq!(appended, Appended::New(Position(31)));
+        drop(log);
+        let log = open(&disk.cut(&mut Rng::with_seed(1)), &directory).unwrap();
+        assert_eq!(log.read(Position(0), ALL).await.unwrap().len(), 31);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_is_nearly_full_is_left_alone() {
+    let directory = TempDir::new().unwrap();
+    let disk = SimulatedDisk::new(1);
+    let log = open(&disk, &directory).unwrap();
+    let _ = log.append(event(1)).await.unwrap();
+    disk.set_free_bytes(config(&directory).min_free_bytes - 1);
+    let mut health = log.health();
+    let full = health.wait_for(|health| matches!(health, Health::Unwritable(_)));
+    time::timeout(PATIENCE, full).await.unwrap().unwrap();
+    unavailable(log.append(event(2)).await);
+    disk.set_free_bytes(config(&directory).min_free_bytes);
+    healthy(&log).await;
+    assert_eq!(
+        log.append(event(2)).await.unwrap(),
+        Appended::New(Position(2))
+    );
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_acknowledged_until_a_new_start() {
+    for seed in 0..20 {
+        let directory = TempDir::new().unwrap();
+        let (disk, events) = written(&directory).await;
+        let log = open(&disk, &directory).unwrap();
+        disk.fail_syncs(Some(Fault::once(EIO)));
+        unavailable(log.append(event(31)).await);
+        // The disk is well again, but nobody knows what it holds.
+        time::sleep(Duration::from_millis(1)).await;
+        unavailable(log.append(event(32)).await);
+        assert!(matches!(*log.health().borrow(), Health::Failed(_)));
+        let commit = Commit {
+            consumer: Consumer {
+                name: "risk".to_owned(),
+                cursor: log.cursor(Position(9)),
+                committed_at: Default::default(),
+            },
+            force: false,
+        };
+        assert!(matches!(
+            log.commit(commit).await,
+            Err(CommitError::Append(_))
+        ));
+        assert_eq!(log.read(Position(0), ALL).await.unwrap(), events);
+        drop(log);
+
+        // What the system shows after a failed sync may not be on the disk: the new start writes it once more.
+        let log = open(&disk, &directory).unwrap();
+        let appended = log.append(event(31)).await.unwrap();
+        let expected = [
+            Appended::New(Position(31)),
+            Appended::Duplicate(Position(31)),
+        ];
+        assert!(expected.contains(&appended), "{appended:?}");
+        drop(log);
+        let disk = disk.cut(&mut Rng::with_seed(seed));
+        let log = open(&disk, &directory).unwrap();
+        assert_eq!(
+            log.append(event(31)).await.unwrap(),
+            Appended::Duplicate(Position(31))
+        );
+    }
+}
