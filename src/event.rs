@@ -98,9 +98,18 @@ pub fn verification_key(event: &VerificationEvent) -> Option<[u8; 32]> {
         return None;
     };
     let source = event.source.as_ref()?;
-    let mut name = Name5::new(&source.provider, &source.account);
-    name.push(verification.verification_id.as_bytes());
-    Some(Sha256::digest(&name.0).into())
+    Some(key_of_verification(
+        &source.provider,
+        &source.account,
+        &verification.verification_id,
+    ))
+}
+
+/// The key of the verification with this id.
+pub fn key_of_verification(provider: &str, account: &str, verification_id: &str) -> [u8; 32] {
+    let mut name = Name5::new(provider, account);
+    name.push(verification_id.as_bytes());
+    Sha256::digest(&name.0).into()
 }
 
 /// An event as it lies in the log: two byte strings, because not everyone may see the second.

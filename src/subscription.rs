@@ -30,6 +30,8 @@ pub const READ_LIMIT: ReadLimit = ReadLimit {
 pub struct Options {
     /// Where to start.
     pub after: Position,
+    /// Whether to start at the oldest retained event instead, should retention pass `after` before anything was sent.
+    pub may_move: bool,
     /// Which events to send.
     pub filter: Filter,
     /// Whether to send personal data.
@@ -83,6 +85,8 @@ pub struct Subscription {
     personal_data: bool,
     /// The place of the last event that was sent or passed over.
     position: Position,
+    /// Whether nothing was sent, and nobody has asked for this very place.
+    may_move: bool,
     /// Read, and not sent yet.
     pending: VecDeque<StoredEvent>,
     /// Whether the subscriber was told that it has caught up, and has not fallen behind since.
@@ -127,6 +131,7 @@ impl Subscription {
             filter: options.filter,
             personal_data: options.personal_data,
             position: options.after,
+            may_move: options.may_move,
             pending: VecDeque::new(),
             live: false,
             stop_at,
@@ -147,6 +152,7 @@ impl Subscription {
             State::Ended => return None,
         }
         let message = self.next_message().await;
+        self.may_move = false;
         self.state = match &message {
             Ok(Message::Draining) => State::Drained,
             Ok(Message::CaughtUp) if self.stop_at.is_some() => State::Ended,
@@ -190,7 +196,14 @@ impl Subscription {
                     self.live = false;
                     return Ok(Message::FellBehind);
                 }
-                None => self.pending = self.read_log().await?.into(),
+                None => match self.read_log().await {
+                    Err(ReadError::NotRetained)
+                        if self.may_move && self.log.start() > self.position =>
+                    {
+                        self.position = self.log.start();
+                    }
+                    read => self.pending = read?.into(),
+                },
             }
         }
     }

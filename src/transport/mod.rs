@@ -2,9 +2,16 @@
 
 mod admin;
 mod grpc;
+mod health;
+mod ingest;
+mod ingest_stream;
+mod list;
+mod page;
 mod status;
+mod subscribe;
+mod verification;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -18,6 +25,7 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Server, server::TcpIncoming},
 };
+use tonic_health::ServingStatus;
 use tower::util::MapResponseLayer;
 
 use crate::{
@@ -49,6 +57,11 @@ pub enum ServeError {
     /// The descriptors for reflection are broken.
     #[error("reflection is broken: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The log has failed for good.
+    #[error(
+        "the log failed and cannot be written any more: {0}; restart verdict, which reads the disk again"
+    )]
+    Log(String),
 }
 
 /// Opens the log. Blocks.
@@ -100,12 +113,7 @@ pub async fn run(
     };
     let ingests = shared.ingests.clone();
     let (health_reporter, health) = tonic_health::server::health_reporter();
-    health_reporter
-        .set_serving::<VerdictServiceServer<grpc::Verdict>>()
-        .await;
-    health_reporter
-        .set_serving::<AdminServiceServer<admin::Admin>>()
-        .await;
+    health::report(&health_reporter, ServingStatus::Serving).await;
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
@@ -135,22 +143,15 @@ pub async fn run(
         .add_service(descriptors().build_v1alpha()?)
         .serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned());
 
-    let drain = async {
-        shutdown.await;
+    let end = async {
+        let failure = tokio::select! {
+            () = shutdown => None,
+            why = health::follow(&health_reporter, shared.log.health()) => Some(why),
+        };
         tracing::info!("shutting down");
-        health_reporter
-            .set_not_serving::<VerdictServiceServer<grpc::Verdict>>()
-            .await;
-        health_reporter
-            .set_not_serving::<AdminServiceServer<admin::Admin>>()
-            .await;
-        health_reporter
-            .set_service_status("", tonic_health::ServingStatus::NotServing)
-            .await;
+        health::report(&health_reporter, ServingStatus::NotServing).await;
         draining.cancel();
-        // A client that reads nothing could hold its connection for ever.
-        time::sleep(grace).await;
-        tracing::warn!("calls in flight did not end in time");
+        failure
     };
     let serve = async {
         server.await?;
@@ -158,10 +159,26 @@ pub async fn run(
         ingests.wait().await;
         Ok(())
     };
-    tokio::select! {
-        served = serve => served,
-        () = drain => Ok(()),
+    let mut serve = pin!(serve);
+    let failure = tokio::select! {
+        served = &mut serve => return served,
+        failure = end => failure,
+    };
+    // A client that reads nothing could hold its connection for ever.
+    let served = time::timeout(grace, serve).await.unwrap_or_else(|_| {
+        tracing::warn!("calls in flight did not end in time");
+        Ok(())
+    });
+    match failure {
+        Some(why) => Err(ServeError::Log(why)),
+        None => served,
     }
+}
+
+/// The time, as it enters here and is passed down.
+fn now() -> jiff::Timestamp {
+    #[expect(clippy::disallowed_methods, reason = "the clock of the transport")]
+    jiff::Timestamp::now()
 }
 
 type Admitted<S> = InterceptedService<S, Admission>;

@@ -9,7 +9,7 @@ use crate::{
     error::Code,
     ingest::IngestError,
     log::{Cursor, ReadError},
-    subscription::EndError,
+    proto::IngestStreamError,
 };
 
 const DOMAIN: &str = "verdict";
@@ -64,36 +64,53 @@ impl From<IngestError> for Status {
     }
 }
 
-/// A read that failed.
+/// A read that failed. Where and how the log is damaged is for operators only.
 pub(super) fn read_error(failed: ReadError) -> Status {
-    tracing::error!(error = %failed, "the log cannot be read");
-    error(Code::LogUnavailable, "the log cannot be read")
+    match failed {
+        ReadError::NotRetained => error(Code::CursorOutOfRange, failed.to_string()),
+        ReadError::Unavailable(_) => {
+            tracing::error!(error = %failed, "the log cannot be read");
+            error(Code::LogUnavailable, "the log cannot be read")
+        }
+        ReadError::Damaged { position, .. } => {
+            tracing::error!(error = %failed, log.position = position.0, "the log is damaged");
+            let message =
+                "an event that the log must hold cannot be read; its operator can see why";
+            let metadata = HashMap::from([("position".to_owned(), position.0.to_string())]);
+            with_metadata(Code::LogDamaged, message, metadata)
+        }
+    }
 }
 
-impl From<EndError> for Status {
-    fn from(ended: EndError) -> Self {
-        match ended {
-            EndError::Draining => draining(),
-            EndError::Read(failed) => read_error(failed),
-        }
+/// An error as it is told inside a stream that goes on.
+pub(super) fn stream_error(failed: &Status) -> IngestStreamError {
+    let details = failed.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.clone());
+    let retry_delay = details.retry_info().and_then(|info| info.retry_delay);
+    IngestStreamError {
+        code: failed.code().into(),
+        reason: reason.unwrap_or_default(),
+        message: failed.message().to_owned(),
+        retry_delay: retry_delay.and_then(|delay| delay.try_into().ok()),
     }
 }
 
 /// Gives the errors that tonic makes itself, before a handler runs, the details that all our errors have.
 pub(super) fn with_details<B: Default>(response: http::Response<B>) -> http::Response<B> {
-    let Some(status) = Status::from_header_map(response.headers()) else {
-        return response;
-    };
-    if !status.details().is_empty() {
-        return response;
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.details().is_empty() => detailed(status).into_http(),
+        _ => response,
     }
-    let status = match status.code() {
+}
+
+/// An error that tonic made itself about a request, as one of ours; any other as it is.
+pub(super) fn detailed(status: Status) -> Status {
+    match status.code() {
         GrpcCode::OutOfRange | GrpcCode::ResourceExhausted => error(
             Code::PayloadTooLarge,
             "the request is larger than the limits on payload and headers allow",
         ),
         GrpcCode::Internal => invalid("request", "cannot be decoded"),
-        _ => return response,
-    };
-    status.into_http()
+        _ => status,
+    }
 }

@@ -533,6 +533,7 @@ fn subscribe(log: &Arc<dyn EventLog>, options: Options) -> (Subscription, Cancel
 fn options() -> Options {
     Options {
         after: Position(0),
+        may_move: false,
         filter: Filter::try_from(EventFilter::default()).unwrap(),
         personal_data: false,
         stop_when_caught_up: false,

@@ -1,0 +1,57 @@
+//! Health: what load balancers and orchestrators are told.
+
+use std::future;
+
+use tokio::sync::watch;
+use tonic::server::NamedService;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use super::{admin::Admin, grpc::Verdict};
+use crate::{
+    log::Health,
+    proto::{
+        admin_service_server::AdminServiceServer, verdict_service_server::VerdictServiceServer,
+    },
+};
+
+/// The server as a whole, and each service.
+const SERVICES: [&str; 3] = [
+    "",
+    VerdictServiceServer::<Verdict>::NAME,
+    AdminServiceServer::<Admin>::NAME,
+];
+
+/// Tells the health of every service.
+pub(super) async fn report(reporter: &HealthReporter, status: ServingStatus) {
+    for service in SERVICES {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+/// Tells how the log is, whenever that changes. Returns when the log has failed for good, with why.
+pub(super) async fn follow(
+    reporter: &HealthReporter,
+    mut health: watch::Receiver<Health>,
+) -> String {
+    let mut was_well = true;
+    loop {
+        let now = health.borrow_and_update().clone();
+        match now {
+            Health::Well if was_well => report(reporter, ServingStatus::Serving).await,
+            Health::Well => {
+                tracing::info!("the log can be written again");
+                report(reporter, ServingStatus::Serving).await;
+            }
+            Health::Unwritable(ref why) => {
+                tracing::error!(error = why, "the log cannot be written");
+                report(reporter, ServingStatus::NotServing).await;
+            }
+            Health::Failed(why) => return why,
+        }
+        was_well = now == Health::Well;
+        if health.changed().await.is_err() {
+            // A log that tells nothing more stays as it is.
+            future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! `Ingest`: one webhook, from its request to its answer. The webhooks of a stream go the same way.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use tonic::{Request, Status, metadata::MetadataMap};
+
+use super::{Place, Shared, grpc::decode, now, status};
+use crate::{
+    config::DEFAULT_ACCOUNT,
+    error::Code,
+    ingest::{EventPlace, IngestError, Outcome},
+    proto::{IngestRequest, IngestResponse, IngestStatus, TraceContext},
+    provider::RawWebhook,
+};
+
+/// What the webhooks of one call have in common.
+#[derive(Clone)]
+pub(super) struct Call {
+    trace: Option<TraceContext>,
+    /// Held as long as anything of the call goes on.
+    _place: Option<Place>,
+}
+
+impl Call {
+    pub(super) fn of<T>(request: &Request<T>) -> Self {
+        Self {
+            trace: trace_context(request.metadata()),
+            _place: request.extensions().get::<Place>().cloned(),
+        }
+    }
+}
+
+/// A webhook that is being taken.
+pub(super) struct Begun {
+    ingested: JoinHandle<Result<Outcome, IngestError>>,
+    return_event: bool,
+}
+
+impl Shared {
+    /// Begins to take a webhook, on a task of its own: a caller that goes away neither stops what has begun nor keeps it
+    /// from being counted.
+    pub(super) fn begin(&self, call: Call, request: IngestRequest) -> Result<Begun, Status> {
+        let received_at = now();
+        self.check_limits(&request)?;
+        let return_event = request.return_event;
+        let account = match request.account.is_empty() {
+            true => DEFAULT_ACCOUNT.to_owned(),
+            false => request.account,
+        };
+        let webhook = RawWebhook {
+            payload: request.payload,
+            headers: request
+                .headers
+                .into_iter()
+                .map(|header| (header.name, header.value))
+                .collect(),
+        };
+        let ingestor = Arc::clone(&self.ingestor);
+        let ingested = self.ingests.spawn(async move {
+            let Call { trace, _place } = call;
+            ingestor
+                .ingest(&request.provider, &account, webhook, received_at, trace)
+                .await
+        });
+        Ok(Begun {
+            ingested,
+            return_event,
+        })
+    }
+
+    /// Waits for a webhook to be taken, and answers.
+    pub(super) async fn finish(&self, begun: Begun) -> Result<IngestResponse, Status> {
+        let outcome = begun.ingested.await.map_err(|error| {
+            // The text of a panic may quote the webhook.
+            tracing::error!(panicked = error.is_panic(), "a webhook could not be taken");
+            status::error(
+                Code::LogUnavailable,
+                "the webhook could not be taken; send it again",
+            )
+        })??;
+        self.response(outcome, begun.return_event).await
+    }
+
+    fn check_limits(&self, request: &IngestRequest) -> Result<(), Status> {
+        let config = &self.config;
+        if request.provider.is_empty() {
+            return Err(status::invalid("provider", "is missing"));
+        }
+        if request.payload.is_empty() {
+            return Err(status::invalid("payload", "is empty"));
+        }
+        if request.payload.len() > config.max_payload_bytes {
+            let message = format!(
+                "the payload has {} bytes, and {} are allowed",
+                request.payload.len(),
+                config.max_payload_bytes
+            );
+            return Err(status::error(Code::PayloadTooLarge, message));
+        }
+        if request.headers.len() > config.max_headers {
+            let description = format!("holds more than {} headers", config.max_headers);
+            return Err(status::invalid("headers", description));
+        }
+        let header_bytes = request.headers.iter();
+        let header_bytes: usize = header_bytes.map(|h| h.name.len() + h.value.len()).sum();
+        if header_bytes > config.max_header_bytes {
+            let description = format!("holds more than {} bytes", config.max_header_bytes);
+            return Err(status::invalid("headers", description));
+        }
+        if request.headers.iter().any(|header| header.name.is_empty()) {
+            return Err(status::invalid("headers", "holds a header without a name"));
+        }
+        Ok(())
+    }
+
+    async fn response(
+        &self,
+        outcome: Outcome,
+        return_event: bool,
+    ) -> Result<IngestResponse, Status> {
+        let (status, place) = match outcome {
+            Outcome::Accepted(place) => (IngestStatus::Accepted, place),
+            Outcome::Duplicate(place) => (IngestStatus::Duplicate, place),
+            Outcome::Quarantined(id) => {
+                return Ok(IngestResponse {
+                    status: IngestStatus::Quarantined.into(),
+                    quarantine_id: id.to_string(),
+                    ..Default::default()
+                });
+            }
+            Outcome::Ignored => {
+                return Ok(IngestResponse {
+                    status: IngestStatus::Ignored.into(),
+                    ..Default::default()
+                });
+            }
+        };
+        let EventPlace { event_id, position } = place;
+        let event = match return_event {
+            true => Some(decode(&self.find(event_id).await?, false)?),
+            false => None,
+        };
+        Ok(IngestResponse {
+            status: status.into(),
+            event_id: event_id.to_string(),
+            cursor: self.cursor(position).encode(),
+            quarantine_id: String::new(),
+            event,
+        })
+    }
+}
+
+/// The trace of a call, if its metadata is well-formed. See <https://www.w3.org/TR/trace-context/>.
+fn trace_context(metadata: &MetadataMap) -> Option<TraceContext> {
+    const MAX_STATE_BYTES: usize = 512;
+    let text = |name| metadata.get(name)?.to_str().ok();
+    let traceparent = text("traceparent").filter(|value| is_traceparent(value))?;
+    let tracestate = text("tracestate").filter(|value| value.len() <= MAX_STATE_BYTES);
+    Some(TraceContext {
+        traceparent: traceparent.to_owned(),
+        tracestate: tracestate.unwrap_or_default().to_owned(),
+    })
+}
+
+/// Whether a text is `<version>-<trace id>-<parent id>-<flags>`, in lower-case hex.
+fn is_traceparent(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let hex = |part: &&str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]) && parts.iter().all(hex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_well_formed_trace_is_kept() {
+        assert!(is_traceparent(
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        ));
+        for bad in [
+            "",
+            "00-0af7-b7ad-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+        ] {
+            assert!(!is_traceparent(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `IngestStream`: many webhooks over one stream, several at a time.
+//!
+//! It is pulled, like a subscription: a request is read only when the caller takes answers and there is room. So a stream
+//! holds at most [`MAX_IN_FLIGHT`] requests and their answers, of [`MAX_IN_FLIGHT_BYTES`] and the one request that exceeds
+//! them; who sends more is held back by the flow control of HTTP/2.
+
+use std::pin::Pin;
+
+use futures_util::{
+    StreamExt,
+    stream::{self, FuturesUnordered},
+};
+use prost::Message;
+use tonic::{Status, Streaming};
+
+use super::{
+    Shared,
+    grpc::Responses,
+    ingest::{Begun, Call},
+    status,
+};
+use crate::proto::{
+    IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
+    ingest_stream_response::Result as Answered,
+};
+
+/// How many requests of a stream may wait for their answers to be taken.
+const MAX_IN_FLIGHT: usize = 256;
+
+/// How many bytes of requests may wait for their answers to be taken.
+const MAX_IN_FLIGHT_BYTES: usize = 8 << 20;
+
+const MAX_CORRELATION_ID_BYTES: usize = 128;
+
+/// One stream.
+pub(super) struct IngestStream {
+    shared: Shared,
+    call: Call,
+    /// The requests; `None` when no more are read.
+    requests: Option<Streaming<IngestStreamRequest>>,
+    /// What has been read and not answered yet.
+    answers: FuturesUnordered<Pin<Box<dyn Future<Output = Answer> + Send>>>,
+    /// The size of the requests that have been read and not answered yet.
+    in_flight_bytes: usize,
+    /// How the stream ends, once everything is answered; `None` is well.
+    end: Option<Status>,
+}
+
+struct Answer {
+    response: IngestStreamResponse,
+    request_bytes: usize,
+}
+
+impl IngestStream {
+    pub(super) fn new(
+        shared: Shared,
+        call: Call,
+        requests: Streaming<IngestStreamRequest>,
+    ) -> Self {
+        Self {
+            shared,
+            call,
+            requests: Some(requests),
+            answers: FuturesUnordered::new(),
+            in_flight_bytes: 0,
+            end: None,
+        }
+    }
+
+    /// The answers, in the order in which the webhooks are done.
+    pub(super) fn responses(self) -> Responses<IngestStreamResponse> {
+        Box::pin(stream::unfold(self, |mut stream| async move {
+            let response = stream.next().await?;
+            Some((response, stream))
+        }))
+    }
+
+    async fn next(&mut self) -> Option<Result<IngestStreamResponse, Status>> {
+        loop {
+            let has_room = self.has_room();
+            tokio::select! {
+                biased;
+                Some(answer) = self.answers.next() => {
+                    self.in_flight_bytes -= answer.request_bytes;
+                    return Some(Ok(answer.response));
+                }
+                () = self.shared.draining.cancelled(), if self.requests.is_some() => {
+                    self.stop_reading(Some(status::draining()));
+                }
+                Some(request) = read(&mut self.requests), if has_room => match request {
+                    Ok(Some(request)) => self.take(request),
+                    Ok(None) => self.stop_reading(None),
+                    Err(failed) => self.stop_reading(Some(status::detailed(failed))),
+                },
+                else => return self.end.take().map(Err),
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.answers.len() < MAX_IN_FLIGHT && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+    }
+
+    /// Reads no more; what has been read is answered, then the stream ends.
+    fn stop_reading(&mut self, end: Option<Status>) {
+        self.requests = None;
+        self.end = end;
+    }
+
+    fn take(&mut self, request: IngestStreamRequest) {
+        let request_bytes = request.encoded_len();
+        self.in_flight_bytes += request_bytes;
+        let IngestStreamRequest {
+            correlation_id,
+            request,
+        } = request;
+        let begun = self.begin(&correlation_id, request);
+        let shared = self.shared.clone();
+        self.answers.push(Box::pin(async move {
+            let result = match begun {
+                Ok(begun) => shared.finish(begun).await,
+                Err(refused) => Err(refused),
+            };
+            Answer {
+                response: answer(correlation_id, result),
+                request_bytes,
+            }
+        }));
+    }
+
+    fn begin(&self, correlation_id: &str, request: Option<IngestRequest>) -> Result<Begun, Status> {
+        if correlation_id.len() > MAX_CORRELATION_ID_BYTES {
+            let description = format!("is longer than {MAX_CORRELATION_ID_BYTES} bytes");
+            return Err(status::invalid("correlation_id", description));
+        }
+        let request = request.ok_or_else(|| status::invalid("request", "is missing"))?;
+        self.shared.begin(self.call.clone(), request)
+    }
+}
+
+/// The next request, or `Ok(None)` when the caller has sent its last one. `None` when none is to be read.
+async fn read(
+    requests: &mut Option<Streaming<IngestStreamRequest>>,
+) -> Option<Result<Option<IngestStreamRequest>, Status>> {
+    match requests {
+        Some(requests) => Some(requests.message().await),
+        None => None,
+    }
+}
+
+fn answer(correlation_id: String, result: Result<IngestResponse, Status>) -> IngestStreamResponse {
+    let answered = match result {
+        Ok(response) => Answered::Response(response),
+        Err(failed) => Answered::Error(status::stream_error(&failed)),
+    };
+    IngestStreamResponse {
+        correlation_id,
+        result: Some(answered),
+    }
+}

@@ -1,0 +1,199 @@
+//! `Subscribe` and `CommitCursor`: what a subscriber asks for, where it starts, and how far it has come.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::stream;
+use prost_types::Timestamp;
+use tonic::Status;
+
+use super::{Shared, grpc::Responses, now, status};
+use crate::{
+    error::Code,
+    filter::Filter,
+    ingest::proto_timestamp,
+    log::{Commit, CommitError, Consumer, Cursor, Position},
+    proto::{
+        CaughtUp, CommitCursorRequest, Draining, EventFilter, FellBehind, Heartbeat,
+        SubscribeMessage, SubscribeRequest, SubscribeResponse, subscribe_request::Start,
+    },
+    subscription::{EndError, Message, Options, Subscription},
+};
+
+/// Where a stream starts, and whether that place may move on with retention before anything was sent.
+type StartPlace = (Position, bool);
+
+impl Shared {
+    /// Opens a stream of events.
+    pub(super) async fn subscribe(
+        &self,
+        request: SubscribeRequest,
+    ) -> Result<Responses<SubscribeResponse>, Status> {
+        let Ok(place) = Arc::clone(&self.subscriptions).try_acquire_owned() else {
+            let limit = self.config.max_subscriptions;
+            let message = format!("{limit} subscriptions are open already; try again");
+            return Err(status::error(Code::Overloaded, message));
+        };
+        let options = self.options(request).await?;
+        let log = Arc::clone(&self.log);
+        let subscription = Subscription::new(log, options, self.draining.clone());
+        let open = (subscription, self.clone(), place);
+        let responses = stream::unfold(open, |(mut subscription, shared, place)| async move {
+            let response = match subscription.next().await? {
+                Ok(delivery) => Ok(SubscribeResponse {
+                    cursor: shared.cursor(delivery.position).encode(),
+                    message: Some(wire(delivery.message)),
+                }),
+                Err(EndError::Draining) => Err(status::draining()),
+                Err(EndError::Read(failed)) => Err(shared.read_error(failed)),
+            };
+            Some((response, (subscription, shared, place)))
+        });
+        Ok(Box::pin(responses))
+    }
+
+    /// Stores how far a consumer has come.
+    pub(super) async fn commit(&self, request: CommitCursorRequest) -> Result<(), Status> {
+        check_consumer(&request.consumer)?;
+        let position = self.resolve("cursor", &request.cursor)?;
+        let commit = Commit {
+            consumer: Consumer {
+                name: request.consumer,
+                cursor: self.cursor(position),
+                committed_at: proto_timestamp(now()),
+            },
+            force: request.force,
+        };
+        self.log.commit(commit).await.map_err(commit_error)
+    }
+
+    /// Checks what a subscriber asks for, and finds where it starts.
+    async fn options(&self, request: SubscribeRequest) -> Result<Options, Status> {
+        if !request.consumer.is_empty() {
+            check_consumer(&request.consumer)?;
+        }
+        tracing::info!(consumer.name = ?request.consumer, "a subscriber has come");
+        let filter = filter(request.filter)?;
+        let heartbeat = heartbeat(request.heartbeat_interval)?;
+        let (after, may_move) = self.start(request.start, &request.consumer).await?;
+        Ok(Options {
+            after,
+            may_move,
+            filter,
+            personal_data: request.include_personal_data,
+            stop_when_caught_up: request.stop_when_caught_up,
+            heartbeat,
+        })
+    }
+
+    async fn start(&self, start: Option<Start>, consumer: &str) -> Result<StartPlace, Status> {
+        match start {
+            None | Some(Start::Latest(_)) => Ok((self.log.tail().end(), false)),
+            Some(Start::Earliest(_)) => Ok((self.log.start(), true)),
+            Some(Start::Since(since)) => {
+                if !is_valid(&since) {
+                    return Err(status::invalid(
+                        "since",
+                        "is not a time between the years 1 and 9999",
+                    ));
+                }
+                let position = self.log.position_before(since).await;
+                Ok((position.map_err(|failed| self.read_error(failed))?, true))
+            }
+            Some(Start::AfterCursor(text)) => Ok((self.resolve("after_cursor", &text)?, false)),
+            Some(Start::Committed(_)) => self.committed(consumer),
+        }
+    }
+
+    fn committed(&self, name: &str) -> Result<StartPlace, Status> {
+        if name.is_empty() {
+            return Err(status::invalid(
+                "consumer",
+                "is missing; a start at committed requires it",
+            ));
+        }
+        let consumers = self.log.consumers();
+        match consumers.iter().find(|consumer| consumer.name == name) {
+            Some(consumer) => Ok((self.place(&consumer.cursor)?, false)),
+            None => Ok((self.log.start(), true)),
+        }
+    }
+
+    /// The place of a cursor that a caller sent.
+    fn resolve(&self, field: &str, text: &str) -> Result<Position, Status> {
+        let cursor =
+            Cursor::decode(text).map_err(|error| status::invalid(field, format!("is {error}")))?;
+        self.place(&cursor)
+    }
+}
+
+/// The filter of a request.
+pub(super) fn filter(filter: Option<EventFilter>) -> Result<Filter, Status> {
+    Filter::try_from(filter.unwrap_or_default())
+        .map_err(|error| status::invalid(error.field, error.description))
+}
+
+fn check_consumer(name: &str) -> Result<(), Status> {
+    const MAX_BYTES: usize = 128;
+    if name.is_empty() {
+        return Err(status::invalid("consumer", "is missing"));
+    }
+    if name.len() > MAX_BYTES {
+        let description = format!("is longer than {MAX_BYTES} bytes");
+        return Err(status::invalid("consumer", description));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(status::invalid("consumer", "holds a control character"));
+    }
+    Ok(())
+}
+
+fn commit_error(failed: CommitError) -> Status {
+    match failed {
+        CommitError::Behind => status::error(
+            Code::CursorBehind,
+            "the consumer has committed a later cursor; set force to go back",
+        ),
+        CommitError::TooMany => status::invalid(
+            "consumer",
+            format!(
+                "is new, and {failed}; delete one that has gone with AdminService.DeleteConsumer"
+            ),
+        ),
+        CommitError::Append(error) => {
+            tracing::warn!(%error, "a cursor could not be stored");
+            status::error(
+                Code::LogUnavailable,
+                "the cursor could not be stored; commit it again",
+            )
+        }
+    }
+}
+
+fn heartbeat(interval: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    const DEFAULT: Duration = Duration::from_secs(15);
+    const LEAST: Duration = Duration::from_secs(1);
+    const MOST: Duration = Duration::from_secs(55);
+    let Some(interval) = interval else {
+        return Ok(DEFAULT);
+    };
+    Duration::try_from(interval)
+        .ok()
+        .filter(|interval| (LEAST..=MOST).contains(interval))
+        .ok_or_else(|| status::invalid("heartbeat_interval", "is not between 1 s and 55 s"))
+}
+
+fn is_valid(time: &Timestamp) -> bool {
+    const YEAR_1: i64 = -62_135_596_800;
+    const YEAR_10000: i64 = 253_402_300_800;
+    (YEAR_1..YEAR_10000).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos)
+}
+
+fn wire(message: Message) -> SubscribeMessage {
+    match message {
+        Message::Event(event) => SubscribeMessage::Event(event),
+        Message::Heartbeat => SubscribeMessage::Heartbeat(Heartbeat {}),
+        Message::CaughtUp => SubscribeMessage::CaughtUp(CaughtUp {}),
+        Message::FellBehind => SubscribeMessage::FellBehind(FellBehind {}),
+        Message::Draining => SubscribeMessage::Draining(Draining {}),
+    }
+}

@@ -1,0 +1,140 @@
+//! `GetVerification`: where a verification stands, and how it got there.
+
+use tonic::Status;
+
+use super::{
+    Shared,
+    grpc::decode,
+    page::{self, List, PAGE_BYTES},
+    status,
+};
+use crate::{
+    config::DEFAULT_ACCOUNT,
+    error::Code,
+    event,
+    log::{Position, ReadError, ReadLimit, StoredEvent, VerificationState},
+    proto::{GetVerificationRequest, GetVerificationResponse, VerificationEvent},
+};
+
+/// How many events of a history are read at once. They may be large.
+const CHUNK: usize = 16;
+
+impl Shared {
+    /// Where a verification stands, and one page of its history.
+    pub(super) async fn verification(
+        &self,
+        request: GetVerificationRequest,
+    ) -> Result<GetVerificationResponse, Status> {
+        let key = key(&request)?;
+        let page_size = page::page_size(request.page_size)?;
+        let personal_data = request.include_personal_data;
+        let start = self.list_start(List::History, &request.page_token)?;
+        let state = self.log.verification(key).await;
+        let state = state
+            .map_err(|failed| self.read_error(failed))?
+            .ok_or_else(not_found)?;
+
+        let history = self
+            .history(start.unwrap_or(state.last), page_size, personal_data)
+            .await;
+        let (stored, next) = match history {
+            // The last of it went while we were looking.
+            Err(ReadError::NotRetained) if start.is_none() => return Err(not_found()),
+            history => history.map_err(|failed| self.read_error(failed))?,
+        };
+        let history = stored.iter().map(|stored| decode(stored, personal_data));
+        let history: Vec<VerificationEvent> = history.collect::<Result<_, _>>()?;
+        // A token leads to a place in the log; it must be one of this verification.
+        if history.first().and_then(event::verification_key) != Some(key) {
+            return Err(status::invalid("page_token", "is of another verification"));
+        }
+        Ok(GetVerificationResponse {
+            current: self.current(&state, personal_data).await?,
+            ordered_by_log: state.ordered_by_log,
+            history,
+            next_page_token: next
+                .map(|position| self.list_token(List::History, position))
+                .unwrap_or_default(),
+        })
+    }
+
+    /// The event that says where a verification stands, if it is still retained.
+    async fn current(
+        &self,
+        state: &VerificationState,
+        personal_data: bool,
+    ) -> Result<Option<VerificationEvent>, Status> {
+        const ONE: ReadLimit = ReadLimit {
+            records: 1,
+            bytes: 0,
+        };
+        if state.current <= self.log.start() {
+            return Ok(None);
+        }
+        let before = Position(state.current.0 - 1);
+        let read = match self.log.read(before, ONE).await {
+            Err(ReadError::NotRetained) => return Ok(None),
+            read => read.map_err(|failed| self.read_error(failed))?,
+        };
+        let current = read.first().map(|stored| decode(stored, personal_data));
+        current.transpose()
+    }
+
+    /// One page of a history, and where the next one begins. It ends where retention has come to.
+    async fn history(
+        &self,
+        from: Position,
+        page_size: usize,
+        personal_data: bool,
+    ) -> Result<(Vec<StoredEvent>, Option<Position>), ReadError> {
+        let mut events: Vec<StoredEvent> = Vec::new();
+        let mut bytes = 0;
+        let mut next = Some(from);
+        while let Some(from) = next
+            && events.len() < page_size
+        {
+            let limit = CHUNK.min(page_size - events.len());
+            let read = match self.log.history(from, limit).await {
+                Err(ReadError::NotRetained) if !events.is_empty() => return Ok((events, None)),
+                read => read?,
+            };
+            if read.events.is_empty() {
+                return Ok((events, None));
+            }
+            for stored in read.events {
+                bytes += page::size_bytes(&stored, personal_data);
+                if bytes > PAGE_BYTES && !events.is_empty() {
+                    return Ok((events, Some(stored.position)));
+                }
+                events.push(stored);
+            }
+            next = read.next;
+        }
+        Ok((events, next.filter(|next| *next > self.log.start())))
+    }
+}
+
+fn key(request: &GetVerificationRequest) -> Result<[u8; 32], Status> {
+    if request.provider.is_empty() {
+        return Err(status::invalid("provider", "is missing"));
+    }
+    if request.verification_id.is_empty() {
+        return Err(status::invalid("verification_id", "is missing"));
+    }
+    let account = match request.account.is_empty() {
+        true => DEFAULT_ACCOUNT,
+        false => &request.account,
+    };
+    Ok(event::key_of_verification(
+        &request.provider,
+        account,
+        &request.verification_id,
+    ))
+}
+
+fn not_found() -> Status {
+    status::error(
+        Code::VerificationNotFound,
+        "the log holds no event of this verification",
+    )
+}
