@@ -40,12 +40,12 @@ fn stderr(output: &Output) -> String {
 }
 
 /// A directory with a configuration of all five providers, and with the log.
-struct Place {
+pub(crate) struct Place {
     directory: TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let place = Self {
             directory: TempDir::new().expect("a directory"),
         };
@@ -64,12 +64,18 @@ impl Place {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     fn config(&self) -> PathBuf {
         self.path("verdict.toml")
+    }
+
+    /// Adds to the configuration.
+    pub(crate) fn configure(&self, text: &str) {
+        let config = fs::read_to_string(self.config()).expect("a file");
+        fs::write(self.config(), format!("{config}\n{text}")).expect("a file");
     }
 
     /// Has the next server listen where an earlier one did.
@@ -79,7 +85,7 @@ impl Place {
         fs::write(self.config(), config.replace("127.0.0.1:0", address)).expect("a file");
     }
 
-    fn serve(&self) -> Serving {
+    pub(crate) fn serve(&self) -> Serving {
         let mut process = verdict()
             .args(["serve", "--config"])
             .arg(self.config())
@@ -106,9 +112,9 @@ impl Place {
 }
 
 /// A running server, killed when it is dropped.
-struct Serving {
+pub(crate) struct Serving {
     process: Child,
-    endpoint: String,
+    pub(crate) endpoint: String,
 }
 
 impl Serving {
@@ -125,7 +131,7 @@ impl Serving {
     }
 
     /// SIGKILL: no handler runs, nothing is flushed.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill().expect("it can be killed");
         self.process.wait().expect("it ends");
     }
@@ -138,7 +144,7 @@ impl Serving {
     }
 
     /// Resident memory.
-    fn resident_bytes(&self) -> usize {
+    pub(crate) fn resident_bytes(&self) -> usize {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Linux");
         let line = status

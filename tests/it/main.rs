@@ -14,6 +14,7 @@ mod log;
 mod manners;
 mod retention;
 mod simulated_disk;
+mod soak;
 mod subscribe;
 mod support;
 mod trouble;
