@@ -257,9 +257,6 @@ pub enum SourceError {
     /// A switch that the provider does not have.
     #[error("unknown option {0:?}")]
     UnknownOption(String),
-    /// Not there yet.
-    #[error("keep_unverified is not supported by this version")]
-    KeepUnverified,
     /// Nothing to verify with.
     #[error("no secrets are configured")]
     NoSecrets,
@@ -412,9 +409,6 @@ impl SourceConfig {
         if !(1..=64).contains(&self.account.len()) || !self.account.bytes().all(in_account) {
             return Err(SourceError::Account);
         }
-        if self.keep_unverified {
-            return Err(SourceError::KeepUnverified);
-        }
         if let Some(unknown) = self
             .options
             .keys()
@@ -462,6 +456,7 @@ impl SourceConfig {
             secrets,
             decryption_keys,
             tolerance: Duration::from_secs(self.tolerance_seconds),
+            keep_unverified: self.keep_unverified,
             options,
             counts: Counts::default(),
         })

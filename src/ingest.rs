@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 use prost_types::Timestamp as ProtoTimestamp;
@@ -10,13 +9,15 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::{
+    delivery,
     error::Code,
     event::{self, NORMALIZER_VERSION},
     log::{
         AppendError, Appended, EventLog, NewEvent, NewQuarantined, Origin, Position, QuarantineKind,
     },
     proto::{
-        self, Environment, QuarantineReason, QuarantinedDelivery, TraceContext, VerificationEvent,
+        self, Delivery, Environment, QuarantineReason, QuarantinedDelivery, TraceContext,
+        VerificationEvent,
     },
     provider::{
         Normalized, NormalizedEvent, RawWebhook, VerifiedWebhook,
@@ -29,7 +30,7 @@ use crate::{
 /// Takes webhooks and puts events into the log.
 pub struct Ingestor {
     sources: Vec<Arc<Source>>,
-    log: Arc<dyn EventLog>,
+    pub(crate) log: Arc<dyn EventLog>,
 }
 
 /// How a genuine webhook ended.
@@ -80,10 +81,25 @@ impl IngestError {
     }
 }
 
-/// Why a genuine webhook is quarantined.
-struct Doubt {
-    reason: QuarantineReason,
-    detail: String,
+/// Why a genuine webhook has no place in the log.
+pub(crate) struct Doubt {
+    pub(crate) reason: QuarantineReason,
+    pub(crate) detail: String,
+}
+
+/// How and when a webhook came in.
+pub(crate) struct Receipt {
+    pub(crate) received_at: ProtoTimestamp,
+    pub(crate) trace: Option<TraceContext>,
+    pub(crate) origin: Origin,
+}
+
+/// What became of a genuine webhook, before a quarantine is thought of.
+pub(crate) enum Settled {
+    Accepted(EventPlace),
+    Duplicate(EventPlace),
+    Ignored,
+    Doubtful(VerifiedWebhook, Doubt),
 }
 
 impl Ingestor {
@@ -107,17 +123,19 @@ impl Ingestor {
         received_at: Timestamp,
         trace: Option<TraceContext>,
     ) -> Result<Outcome, IngestError> {
-        let source = self.find(provider, account)?;
+        let source = self
+            .source(provider, account)
+            .ok_or(IngestError::SourceNotFound)?;
         let ended = self.take(source, webhook, received_at, trace).await;
         count(source, &ended);
         ended
     }
 
-    fn find(&self, provider: &str, account: &str) -> Result<&Arc<Source>, IngestError> {
+    /// The source of this provider and account.
+    pub(crate) fn source(&self, provider: &str, account: &str) -> Option<&Arc<Source>> {
         self.sources
             .iter()
             .find(|source| source.provider.name() == provider && source.account == account)
-            .ok_or(IngestError::SourceNotFound)
     }
 
     async fn take(
@@ -127,82 +145,144 @@ impl Ingestor {
         received_at: Timestamp,
         trace: Option<TraceContext>,
     ) -> Result<Outcome, IngestError> {
-        let mut webhook = source
-            .verify(webhook, received_at)
-            .map_err(IngestError::Signature)?;
+        let kept = source.keep_unverified.then(|| webhook.clone());
+        let verified = source.verify(webhook, received_at);
         let received_at = proto_timestamp(received_at);
-
-        if source.is_encrypted(&webhook) {
-            match decrypt(source, webhook.content().clone()).await {
-                Ok(content) => webhook = webhook.with_decrypted(content),
-                Err(doubt) => return self.quarantine(source, &webhook, received_at, doubt).await,
-            }
-        }
-        let normalized = match source.normalize(&webhook) {
-            Ok(Normalized::Event(normalized)) => normalized,
-            Ok(Normalized::Ignored) => return Ok(Outcome::Ignored),
+        let webhook = match verified {
+            Ok(webhook) => webhook,
             Err(error) => {
-                let doubt = Doubt {
-                    reason: error.reason(),
-                    detail: error.to_string(),
-                };
-                return self.quarantine(source, &webhook, received_at, doubt).await;
+                if let Some(webhook) = kept {
+                    self.keep(source, &webhook, received_at, &error).await;
+                }
+                return Err(IngestError::Signature(error));
             }
         };
-
-        let event = complete(source, &webhook, *normalized, received_at, trace);
-        let event_id = event.event_id;
-        match self.log.append(event).await? {
-            Appended::New(position) => Ok(Outcome::Accepted(EventPlace { event_id, position })),
-            Appended::Duplicate(position) => {
-                Ok(Outcome::Duplicate(EventPlace { event_id, position }))
+        let receipt = Receipt {
+            received_at,
+            trace,
+            origin: Origin::Received,
+        };
+        match self.settle(source, webhook, receipt).await? {
+            Settled::Accepted(place) => Ok(Outcome::Accepted(place)),
+            Settled::Duplicate(place) => Ok(Outcome::Duplicate(place)),
+            Settled::Ignored => Ok(Outcome::Ignored),
+            Settled::Doubtful(webhook, doubt) => {
+                let quarantined = self.quarantine(source, &webhook, received_at, doubt).await;
+                Ok(Outcome::Quarantined(quarantined?))
             }
+        }
+    }
+
+    /// Turns a genuine webhook into an event of the log, if it can be understood.
+    pub(crate) async fn settle(
+        &self,
+        source: &Arc<Source>,
+        mut webhook: VerifiedWebhook,
+        receipt: Receipt,
+    ) -> Result<Settled, AppendError> {
+        let normalized = match understand(source, &mut webhook).await {
+            Ok(Normalized::Event(normalized)) => *normalized,
+            Ok(Normalized::Ignored) => return Ok(Settled::Ignored),
+            Err(doubt) => return Ok(Settled::Doubtful(webhook, doubt)),
+        };
+        let event = complete(source, &webhook, normalized, receipt);
+        let event_id = event.event_id;
+        let place = |position| EventPlace { event_id, position };
+        match self.log.append(event).await? {
+            Appended::New(position) => Ok(Settled::Accepted(place(position))),
+            Appended::Duplicate(position) => Ok(Settled::Duplicate(place(position))),
             Appended::Conflict(_) => {
                 let doubt = Doubt {
                     reason: QuarantineReason::ConflictingContent,
                     detail: format!("event {event_id} is in the log with other content"),
                 };
-                self.quarantine(source, &webhook, received_at, doubt).await
+                Ok(Settled::Doubtful(webhook, doubt))
             }
         }
     }
 
-    async fn quarantine(
+    /// Puts a genuine webhook into the quarantine, durably.
+    pub(crate) async fn quarantine(
         &self,
         source: &Source,
         webhook: &VerifiedWebhook,
         received_at: ProtoTimestamp,
         doubt: Doubt,
-    ) -> Result<Outcome, IngestError> {
-        let provider = source.provider.name();
-        let content_sha256 = webhook.content_sha256();
-        let id = event::quarantine_id(provider, &source.account, doubt.reason, content_sha256);
-        let summary = QuarantinedDelivery {
-            quarantine_id: id.to_string(),
-            provider: provider.to_owned(),
-            account: source.account.clone(),
-            received_at: Some(received_at),
-            reason: doubt.reason.into(),
-            detail: doubt.detail,
-            delivery: None,
-        };
+    ) -> Result<Uuid, AppendError> {
+        let reason = doubt.reason;
+        let delivery = delivery::genuine(source, webhook, received_at);
+        let quarantined = quarantined(delivery, received_at, doubt, webhook.content_sha256());
+        let id = quarantined.id;
         warn!(
-            provider.name = provider,
+            provider.name = source.provider.name(),
             quarantine.id = %id,
-            quarantine.reason = doubt.reason.as_str_name(),
+            quarantine.reason = reason.as_str_name(),
             "a genuine delivery is quarantined"
         );
-        let delivery = NewQuarantined {
-            id,
-            kind: QuarantineKind::Genuine,
-            received_at,
-            summary: summary.encode_to_vec().into(),
-            delivery: delivery(source, webhook, received_at)
-                .encode_to_vec()
-                .into(),
+        self.log.quarantine(quarantined).await?;
+        Ok(id)
+    }
+
+    /// Keeps a webhook that was not proved genuine, as far as there is room. The caller is not told: whoever forges
+    /// webhooks must not learn what we do with them.
+    async fn keep(
+        &self,
+        source: &Source,
+        webhook: &RawWebhook,
+        received_at: ProtoTimestamp,
+        error: &VerifyError,
+    ) {
+        let doubt = Doubt {
+            reason: QuarantineReason::Unverified,
+            detail: error.to_string(),
         };
-        self.log.quarantine(delivery).await?;
-        Ok(Outcome::Quarantined(id))
+        let delivery = delivery::unverified(source, webhook, received_at);
+        let sha256 = delivery::sha256(&delivery);
+        let quarantined = quarantined(delivery, received_at, doubt, &sha256);
+        match self.log.quarantine(quarantined).await {
+            Ok(()) => source.counts.unverified_kept.increment(),
+            Err(error) => warn!(
+                provider.name = source.provider.name(),
+                %error,
+                "a delivery that is not genuine could not be kept"
+            ),
+        }
+    }
+}
+
+/// A delivery for the quarantine that its reason belongs to. Its id follows from the reason and the content, so that one
+/// for which nobody vouches can never take the id of a genuine one.
+fn quarantined(
+    delivery: Delivery,
+    received_at: ProtoTimestamp,
+    doubt: Doubt,
+    content_sha256: &[u8; 32],
+) -> NewQuarantined {
+    let (provider, account) = (&delivery.provider, &delivery.account);
+    let id = event::quarantine_id(provider, account, doubt.reason, content_sha256);
+    let summary = QuarantinedDelivery {
+        quarantine_id: id.to_string(),
+        provider: provider.clone(),
+        account: account.clone(),
+        received_at: Some(received_at),
+        reason: doubt.reason.into(),
+        detail: doubt.detail,
+        delivery: None,
+    };
+    NewQuarantined {
+        id,
+        kind: quarantine_kind(doubt.reason),
+        received_at,
+        summary: summary.encode_to_vec().into(),
+        delivery: delivery.encode_to_vec().into(),
+    }
+}
+
+/// The quarantine that a reason belongs to.
+pub(crate) fn quarantine_kind(reason: QuarantineReason) -> QuarantineKind {
+    match reason {
+        QuarantineReason::Unverified => QuarantineKind::Unverified,
+        _ => QuarantineKind::Genuine,
     }
 }
 
@@ -237,12 +317,30 @@ fn count(source: &Source, ended: &Result<Outcome, IngestError>) {
     }
 }
 
-/// Decrypts on a thread that may take its time.
-async fn decrypt(source: &Arc<Source>, payload: Bytes) -> Result<Bytes, Doubt> {
-    let source = Arc::clone(source);
+/// What a genuine webhook means. It is decrypted on the way.
+async fn understand(
+    source: &Arc<Source>,
+    webhook: &mut VerifiedWebhook,
+) -> Result<Normalized, Doubt> {
+    open(source, webhook).await?;
+    source.normalize(webhook).map_err(|error| Doubt {
+        reason: error.reason(),
+        detail: error.to_string(),
+    })
+}
+
+/// Decrypts a genuine webhook if its provider encrypts, on a thread that may take its time.
+pub(crate) async fn open(source: &Arc<Source>, webhook: &mut VerifiedWebhook) -> Result<(), Doubt> {
+    if !source.is_encrypted(webhook) {
+        return Ok(());
+    }
+    let (source, payload) = (Arc::clone(source), webhook.content().clone());
     let decrypted = tokio::task::spawn_blocking(move || source.decrypt(&payload)).await;
     let error = match decrypted {
-        Ok(Ok(content)) => return Ok(content),
+        Ok(Ok(content)) => {
+            *webhook = webhook.clone().with_decrypted(content);
+            return Ok(());
+        }
         Ok(Err(error)) => error,
         Err(_) => JweError::Undecryptable,
     };
@@ -262,18 +360,20 @@ fn complete(
     source: &Source,
     webhook: &VerifiedWebhook,
     normalized: NormalizedEvent,
-    received_at: ProtoTimestamp,
-    trace: Option<TraceContext>,
+    receipt: Receipt,
 ) -> NewEvent {
     let NormalizedEvent { key, event } = normalized;
-    let provider = source.provider.name();
-    let event_id = event::event_id(provider, &source.account, &key);
+    let Receipt {
+        received_at,
+        trace,
+        origin,
+    } = receipt;
+    let event_id = event::event_id(source.provider.name(), &source.account, &key);
     let occurred_at = event.occurred_at;
-    let event = describe(source, webhook, event_id, event);
     let event = VerificationEvent {
         received_at: Some(received_at),
         trace,
-        ..event
+        ..describe(source, webhook, event_id, event)
     };
     NewEvent {
         event_id,
@@ -281,9 +381,9 @@ fn complete(
         verification: event::verification_key(&event),
         occurred_at,
         received_at,
-        origin: Origin::Received,
+        origin,
         encoded: event::encode(event),
-        delivery: delivery(source, webhook, received_at)
+        delivery: delivery::genuine(source, webhook, received_at)
             .encode_to_vec()
             .into(),
     }
@@ -318,32 +418,9 @@ pub fn describe(
     }
 }
 
-/// Headers that belong to the hop before us and may hold its credentials.
-const HOP_HEADERS: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
-
-/// The evidence to keep.
-fn delivery(
-    source: &Source,
-    webhook: &VerifiedWebhook,
-    received_at: ProtoTimestamp,
-) -> proto::Delivery {
-    let headers = webhook.raw().headers.iter();
-    let of_webhook = |name: &str| !HOP_HEADERS.iter().any(|hop| hop.eq_ignore_ascii_case(name));
-    proto::Delivery {
-        provider: source.provider.name().to_owned(),
-        account: source.account.clone(),
-        received_at: Some(received_at),
-        payload: webhook.raw().payload.clone(),
-        headers: headers
-            .filter(|(name, _)| of_webhook(name))
-            .map(|(name, value)| proto::Header {
-                name: name.to_owned(),
-                value: value.to_owned(),
-            })
-            .collect(),
-        signature_scheme: webhook.scheme().name.to_owned(),
-        secret_id: webhook.secret_id().to_owned(),
-    }
+/// A time as the rest of the program has it. `None` for one that no clock shows.
+pub(crate) fn jiff_timestamp(time: ProtoTimestamp) -> Option<Timestamp> {
+    Timestamp::new(time.seconds, time.nanos).ok()
 }
 
 /// A time as protobuf writes it.

@@ -8,6 +8,7 @@
 //! - [`error`]: the reasons that callers can be given.
 //! - [`provider`]: how each provider signs, and what its words mean in ours.
 //! - [`source`]: the configured sources, with their secrets.
+//! - `delivery`: the evidence behind each event, as it is stored.
 //! - [`ingest`]: the way of one webhook, from its bytes to its answer.
 //! - [`log`]: where events become durable and get their order.
 //! - [`filter`]: which events a subscriber wants.
@@ -19,6 +20,7 @@
 
 pub mod cli;
 pub mod config;
+mod delivery;
 pub mod error;
 pub mod event;
 pub mod filter;

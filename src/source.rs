@@ -36,6 +36,8 @@ pub struct Source {
     pub decryption_keys: Vec<DecryptionKey>,
     /// How far a signed time may be from ours.
     pub tolerance: Duration,
+    /// Whether deliveries that are not proved genuine are kept, in a quarantine of their own.
+    pub keep_unverified: bool,
     /// The switches that are on.
     pub options: BTreeSet<String>,
     /// How deliveries have ended.
@@ -93,6 +95,8 @@ pub struct Counts {
     pub ignored: Count,
     /// Not genuine.
     pub signature_invalid: Count,
+    /// Not genuine, and kept all the same. Counted among `signature_invalid` too.
+    pub unverified_kept: Count,
     /// Genuine, but not stored.
     pub log_unavailable: Count,
 }

@@ -159,6 +159,7 @@ fn sources() -> Result<Vec<Arc<Source>>, CliError> {
                     false => Vec::new(),
                 },
                 tolerance: Duration::from_secs(300),
+                keep_unverified: false,
                 options: BTreeSet::new(),
                 counts: Counts::default(),
             }))

@@ -94,6 +94,7 @@ fn offline(args: &Args) -> Result<Source, CliError> {
         secrets: Vec::new(),
         decryption_keys: Vec::new(),
         tolerance: Duration::ZERO,
+        keep_unverified: false,
         options: BTreeSet::new(),
         counts: Counts::default(),
     })

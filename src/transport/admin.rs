@@ -211,6 +211,7 @@ fn info(source: &Source) -> SourceInfo {
         secrets,
         decryption_keys,
         tolerance,
+        keep_unverified: _,
         options: _,
         counts,
     } = source;
@@ -220,6 +221,7 @@ fn info(source: &Source) -> SourceInfo {
         quarantined,
         ignored,
         signature_invalid,
+        unverified_kept,
         log_unavailable,
     } = counts;
     SourceInfo {
@@ -245,6 +247,7 @@ fn info(source: &Source) -> SourceInfo {
             quarantined: quarantined.get(),
             ignored: ignored.get(),
             signature_invalid: signature_invalid.get(),
+            unverified_kept: unverified_kept.get(),
             log_unavailable: log_unavailable.get(),
         }),
     }

@@ -93,8 +93,8 @@ fn what_is_wrong_is_said_in_one_line() {
             "unknown option \"allow_plaintext\"",
         ),
         (
-            &format!("{GU1}keep_unverified = true"),
-            "keep_unverified is not supported",
+            &format!("{GU1}keep_unverified = \"always\""),
+            "keep_unverified",
         ),
         (
             &GU1.replace("{ id = \"a\", env = \"GU1_SECRET\" }", ""),

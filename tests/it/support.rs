@@ -216,10 +216,18 @@ impl Server {
     }
 
     pub(crate) async fn start_with(config: ServerConfig, log: Arc<dyn EventLog>) -> Self {
+        Self::start_from(fixture_sources(), config, log).await
+    }
+
+    pub(crate) async fn start_from(
+        sources: Vec<Source>,
+        config: ServerConfig,
+        log: Arc<dyn EventLog>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
-        let sources = fixture_sources().into_iter().map(Arc::new).collect();
+        let sources = sources.into_iter().map(Arc::new).collect();
         let running = tokio::spawn(transport::run(
             config,
             sources,

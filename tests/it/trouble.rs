@@ -22,11 +22,13 @@ use verdict::{
         subscribe_request::Start,
     },
     provider::{Headers, RawWebhook},
+    source::Source,
     subscription::Message,
 };
 
 use crate::support::{
-    PATIENCE, Server, fixture, gu1_body, gu1_request, memory_log, reason, request, server_config,
+    PATIENCE, Server, fixture, fixture_source, gu1_body, gu1_request, memory_log, reason, request,
+    server_config,
 };
 
 /// A log in memory, and the trouble that a test gives it.
@@ -334,6 +336,25 @@ async fn a_webhook_that_cannot_be_stored_is_to_be_sent_again() {
         (0, 0, 2)
     );
     assert_eq!(server.log.tail().end(), Position(0));
+}
+
+#[tokio::test]
+async fn what_is_not_genuine_is_refused_as_such_even_if_it_cannot_be_kept() {
+    let keeping = Source {
+        keep_unverified: true,
+        ..fixture_source("gu1")
+    };
+    let log = Arc::new(GoneLog(memory_log()));
+    let server = Server::start_from(vec![keeping], server_config(), log).await;
+    let mut forged = gu1_request(gu1_body("1"));
+    forged.payload = gu1_body("2").into();
+    let refused = server.ingest(forged).await.unwrap_err();
+    assert_eq!(reason(&refused), "SIGNATURE_INVALID");
+    let mut admin = server.admin.clone();
+    let sources = admin.list_sources(ListSourcesRequest {}).await.unwrap();
+    let counts = sources.into_inner().sources[0].counts.unwrap();
+    assert_eq!((counts.signature_invalid, counts.unverified_kept), (1, 0));
+    assert_eq!(counts.log_unavailable, 0);
 }
 
 #[tokio::test]
