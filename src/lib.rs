@@ -10,6 +10,9 @@
 //! - [`source`]: the configured sources, with their secrets.
 //! - `delivery`: the evidence behind each event, as it is stored.
 //! - [`ingest`]: the way of one webhook, from its bytes to its answer.
+//! - [`redrive`]: the way out of the quarantine.
+//! - [`renormalize`]: what the stored deliveries would become today.
+//! - `diff`: what is different between two events.
 //! - [`log`]: where events become durable and get their order.
 //! - [`filter`]: which events a subscriber wants.
 //! - [`subscription`]: a position in, a stream out.
@@ -21,6 +24,7 @@
 pub mod cli;
 pub mod config;
 mod delivery;
+mod diff;
 pub mod error;
 pub mod event;
 pub mod filter;
@@ -29,6 +33,8 @@ pub mod ingest;
 pub mod log;
 pub mod proto;
 pub mod provider;
+pub mod redrive;
+pub mod renormalize;
 pub mod source;
 pub mod subscription;
 pub mod transport;

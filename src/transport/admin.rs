@@ -1,40 +1,36 @@
 //! `verdict.v1.AdminService`.
 
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, stream};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Shared, grpc::parse_id, status};
+use super::{
+    Place, Shared,
+    grpc::parse_id,
+    quarantine::{damaged, not_found},
+    status,
+};
 use crate::{
-    error::Code,
-    log::{Cursor, Position, QuarantineKind, ReadLimit, StoredQuarantined},
+    event::NORMALIZER_VERSION,
+    filter::Filter,
+    ingest::proto_timestamp,
+    log::{Consumer, Health, OutOfRange, QuarantineStats},
     proto::{
-        Delivery, GetDeliveryRequest, GetDeliveryResponse, ListQuarantinedRequest,
-        ListQuarantinedResponse, ListSourcesRequest, ListSourcesResponse, OutcomeCounts,
-        QuarantinedDelivery, SourceInfo, admin_service_server::AdminService,
-        get_delivery_request::Target,
+        ConsumerStatus, DeleteConsumerRequest, DeleteConsumerResponse, Delivery,
+        DiscardQuarantinedRequest, DiscardQuarantinedResponse, GetDeliveryRequest,
+        GetDeliveryResponse, GetStatusRequest, GetStatusResponse, ListQuarantinedRequest,
+        ListQuarantinedResponse, ListSourcesRequest, ListSourcesResponse, LogStatus, OutcomeCounts,
+        QuarantineStatus, RedriveRequest, RedriveResponse, RenormalizeRequest, RenormalizeResponse,
+        SourceInfo, admin_service_server::AdminService, get_delivery_request::Target,
     },
+    renormalize::Renormalization,
     source::{Counts, Source},
 };
 
 /// The service.
 pub(super) struct Admin(pub(super) Shared);
-
-/// Roughly the most that one response holds: callers take 4 MiB by default.
-const PAGE_BYTES: usize = 1 << 20;
-
-/// How much of the quarantine is read at once.
-const SCAN_LIMIT: ReadLimit = ReadLimit {
-    records: 256,
-    bytes: PAGE_BYTES,
-};
-
-/// How many deliveries one call looks at.
-const MAX_SCANNED: usize = 10_000;
-
-const PAGE_MARK: char = 'q';
-
-const DEFAULT_PAGE_SIZE: usize = 50;
-const MAX_PAGE_SIZE: usize = 1000;
 
 #[tonic::async_trait]
 impl AdminService for Admin {
@@ -52,82 +48,85 @@ impl AdminService for Admin {
         &self,
         request: Request<ListQuarantinedRequest>,
     ) -> Result<Response<ListQuarantinedResponse>, Status> {
-        let shared = &self.0;
-        let request = request.into_inner();
-        let page_size = match request.page_size as usize {
-            0 => DEFAULT_PAGE_SIZE,
-            size if size <= MAX_PAGE_SIZE => size,
-            _ => return Err(status::invalid("page_size", "is more than 1000")),
-        };
-        let mut after = shared.page_start(&request.page_token)?;
-        let (mut page, mut page_bytes, mut scanned) = (Vec::new(), 0, 0);
-        let mut next_page_token = String::new();
-        'scan: loop {
-            let read = shared
-                .log
-                .quarantined(QuarantineKind::Genuine, after, SCAN_LIMIT)
-                .await;
-            let read = read.map_err(status::read_error)?;
-            if read.is_empty() {
-                break;
-            }
-            for stored in read {
-                // There is more than this page: it ends here, and the next one begins here.
-                if page.len() == page_size || page_bytes >= PAGE_BYTES || scanned == MAX_SCANNED {
-                    next_page_token = shared.page_token(after);
-                    break 'scan;
-                }
-                after = stored.sequence;
-                scanned += 1;
-                let listed = listed(&stored, request.include_deliveries)?;
-                if request.provider.is_empty() || request.provider == listed.provider {
-                    page_bytes += listed.encoded_len();
-                    page.push(listed);
-                }
-            }
-        }
-        Ok(Response::new(ListQuarantinedResponse {
-            quarantined: page,
-            next_page_token,
-        }))
+        let page = self.0.list_quarantined(request.into_inner()).await?;
+        Ok(Response::new(page))
     }
 
     async fn redrive(
         &self,
-        _request: Request<crate::proto::RedriveRequest>,
-    ) -> Result<Response<crate::proto::RedriveResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        request: Request<RedriveRequest>,
+    ) -> Result<Response<RedriveResponse>, Status> {
+        let redriven = self.0.redrive(request.into_inner()).await?;
+        Ok(Response::new(redriven))
     }
 
     async fn discard_quarantined(
         &self,
-        _request: Request<crate::proto::DiscardQuarantinedRequest>,
-    ) -> Result<Response<crate::proto::DiscardQuarantinedResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        request: Request<DiscardQuarantinedRequest>,
+    ) -> Result<Response<DiscardQuarantinedResponse>, Status> {
+        let discarded = self.0.discard_quarantined(request.into_inner()).await?;
+        Ok(Response::new(discarded))
     }
 
     type RenormalizeStream =
-        futures_util::stream::Empty<Result<crate::proto::RenormalizeResponse, Status>>;
+        Pin<Box<dyn Stream<Item = Result<RenormalizeResponse, Status>> + Send>>;
 
     async fn renormalize(
         &self,
-        _request: Request<crate::proto::RenormalizeRequest>,
+        request: Request<RenormalizeRequest>,
     ) -> Result<Response<Self::RenormalizeStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let shared = &self.0;
+        // The stream keeps the place of its call as long as it runs.
+        let place = request.extensions().get::<Place>().cloned();
+        let request = request.into_inner();
+        let filter = Filter::try_from(request.filter.unwrap_or_default())
+            .map_err(|error| status::invalid(error.field, error.description))?;
+        let walk = Renormalization::new(
+            Arc::clone(&shared.ingestor),
+            filter,
+            request.dry_run,
+            shared.draining.clone(),
+        );
+        let responses = stream::unfold((walk, place), |(mut walk, place)| async move {
+            let response = match walk.next().await? {
+                Ok(message) => Ok(RenormalizeResponse {
+                    message: Some(message),
+                }),
+                Err(ended) => Err(Status::from(ended)),
+            };
+            Some((response, (walk, place)))
+        });
+        Ok(Response::new(Box::pin(responses)))
     }
 
     async fn get_status(
         &self,
-        _request: Request<crate::proto::GetStatusRequest>,
-    ) -> Result<Response<crate::proto::GetStatusResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        _request: Request<GetStatusRequest>,
+    ) -> Result<Response<GetStatusResponse>, Status> {
+        let shared = &self.0;
+        let stats = shared.log.stats();
+        let consumers = shared.log.consumers().into_iter();
+        Ok(Response::new(GetStatusResponse {
+            version: NORMALIZER_VERSION.to_owned(),
+            started_at: Some(proto_timestamp(shared.started_at)),
+            log: Some(shared.log_status()),
+            consumers: consumers.map(|one| shared.consumer_status(one)).collect(),
+            quarantine: Some(quarantine_status(stats.genuine)),
+            unverified: Some(quarantine_status(stats.unverified)),
+        }))
     }
 
     async fn delete_consumer(
         &self,
-        _request: Request<crate::proto::DeleteConsumerRequest>,
-    ) -> Result<Response<crate::proto::DeleteConsumerResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        request: Request<DeleteConsumerRequest>,
+    ) -> Result<Response<DeleteConsumerResponse>, Status> {
+        let consumer = request.into_inner().consumer;
+        if consumer.is_empty() {
+            return Err(status::invalid("consumer", "is missing"));
+        }
+        let forgotten = self.0.log.forget(consumer).await;
+        forgotten.map_err(status::append_error)?;
+        Ok(Response::new(DeleteConsumerResponse {}))
     }
 
     async fn get_delivery(
@@ -135,8 +134,6 @@ impl AdminService for Admin {
         request: Request<GetDeliveryRequest>,
     ) -> Result<Response<GetDeliveryResponse>, Status> {
         let shared = &self.0;
-        let not_found =
-            || status::error(Code::DeliveryNotFound, "there is no delivery under this id");
         let delivery = match request.into_inner().target {
             None => return Err(status::invalid("target", "is missing")),
             Some(Target::EventId(id)) => {
@@ -167,39 +164,55 @@ impl AdminService for Admin {
 }
 
 impl Shared {
-    /// A page token is a cursor whose position counts the quarantine, marked so that it is taken for nothing else.
-    fn page_token(&self, after: u64) -> String {
-        format!("{PAGE_MARK}{}", self.cursor(Position(after)).encode())
+    fn log_status(&self) -> LogStatus {
+        let log = &self.log;
+        let (start, end, stats) = (log.start(), log.tail().end(), log.stats());
+        LogStatus {
+            first_cursor: self.cursor(start).encode(),
+            last_cursor: self.cursor(end).encode(),
+            events: end.0.saturating_sub(start.0),
+            size_bytes: stats.size_bytes,
+            trouble: match &*log.health().borrow() {
+                Health::Well => String::new(),
+                Health::Unwritable(why) | Health::Failed(why) => why.clone(),
+            },
+            format: stats.format,
+        }
     }
 
-    fn page_start(&self, token: &str) -> Result<u64, Status> {
-        if token.is_empty() {
-            return Ok(0);
-        }
-        let cursor = token.strip_prefix(PAGE_MARK).map(Cursor::decode);
-        match cursor {
-            Some(Ok(cursor)) if cursor.log == self.log.cursor(Position(0)).log => {
-                Ok(cursor.position.0)
-            }
-            _ => Err(status::invalid("page_token", "is not one of this server")),
+    fn consumer_status(&self, consumer: Consumer) -> ConsumerStatus {
+        let Consumer {
+            name,
+            cursor,
+            committed_at,
+        } = consumer;
+        let end = self.log.tail().end();
+        let behind = match self.log.resolve(&cursor) {
+            Ok(position) => position,
+            Err(OutOfRange::Ahead) => end,
+            // Everything that there is lies ahead of it.
+            Err(OutOfRange::NotRetained | OutOfRange::OtherLog) => self.log.start(),
+        };
+        ConsumerStatus {
+            consumer: name,
+            cursor: cursor.encode(),
+            lag_events: end.0.saturating_sub(behind.0),
+            committed_at: Some(committed_at),
         }
     }
 }
 
-fn listed(
-    stored: &StoredQuarantined,
-    include_delivery: bool,
-) -> Result<QuarantinedDelivery, Status> {
-    let mut listed = QuarantinedDelivery::decode(stored.summary.clone()).map_err(damaged)?;
-    if include_delivery {
-        listed.delivery = Some(Delivery::decode(stored.delivery.clone()).map_err(damaged)?);
+fn quarantine_status(stats: QuarantineStats) -> QuarantineStatus {
+    let QuarantineStats {
+        deliveries,
+        size_bytes,
+        dropped,
+    } = stats;
+    QuarantineStatus {
+        deliveries,
+        size_bytes,
+        dropped,
     }
-    Ok(listed)
-}
-
-fn damaged(error: prost::DecodeError) -> Status {
-    tracing::error!(%error, "a stored delivery cannot be decoded");
-    status::error(Code::LogUnavailable, "the log cannot be read")
 }
 
 fn info(source: &Source) -> SourceInfo {

@@ -7,6 +7,7 @@ mod ingest;
 mod ingest_stream;
 mod list;
 mod page;
+mod quarantine;
 mod status;
 mod subscribe;
 mod verification;
@@ -80,6 +81,7 @@ struct Shared {
     config: Arc<ServerConfig>,
     ingestor: Arc<Ingestor>,
     log: Arc<dyn EventLog>,
+    started_at: jiff::Timestamp,
     /// Bounds the calls that are being served.
     calls: Arc<Semaphore>,
     /// Bounds the subscriptions that are open.
@@ -101,6 +103,8 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let draining = CancellationToken::new();
+    #[expect(clippy::disallowed_methods, reason = "the clock of the transport")]
+    let started_at = jiff::Timestamp::now();
     let grace = Duration::from_secs(config.shutdown_grace_seconds);
     let shared = Shared {
         ingestor: Arc::new(Ingestor::new(sources, Arc::clone(&log))),
@@ -109,6 +113,7 @@ pub async fn run(
         ingests: TaskTracker::new(),
         config: Arc::new(config),
         log,
+        started_at,
         draining: draining.clone(),
     };
     let ingests = shared.ingests.clone();

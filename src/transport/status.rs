@@ -8,8 +8,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::{
     error::Code,
     ingest::IngestError,
-    log::{Cursor, ReadError},
+    log::{AppendError, Cursor, ReadError},
     proto::IngestStreamError,
+    renormalize,
 };
 
 const DOMAIN: &str = "verdict";
@@ -92,6 +93,22 @@ pub(super) fn stream_error(failed: &Status) -> IngestStreamError {
         reason: reason.unwrap_or_default(),
         message: failed.message().to_owned(),
         retry_delay: retry_delay.and_then(|delay| delay.try_into().ok()),
+    }
+}
+
+/// A write that failed, of something other than a webhook.
+pub(super) fn append_error(failed: AppendError) -> Status {
+    tracing::warn!(error = %failed, "the log cannot be written");
+    error(Code::LogUnavailable, "the log cannot be written; try again")
+}
+
+impl From<renormalize::EndError> for Status {
+    fn from(ended: renormalize::EndError) -> Self {
+        match ended {
+            renormalize::EndError::Draining => draining(),
+            renormalize::EndError::Read(failed) => read_error(failed),
+            renormalize::EndError::Append(failed) => append_error(failed),
+        }
     }
 }
 

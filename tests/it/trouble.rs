@@ -344,7 +344,7 @@ async fn what_is_not_genuine_is_refused_as_such_even_if_it_cannot_be_kept() {
         keep_unverified: true,
         ..fixture_source("gu1")
     };
-    let log = Arc::new(GoneLog(memory_log()));
+    let log = TroubledLog::gone();
     let server = Server::start_from(vec![keeping], server_config(), log).await;
     let mut forged = gu1_request(gu1_body("1"));
     forged.payload = gu1_body("2").into();

@@ -1,0 +1,353 @@
+//! The quarantines, as operators list, redrive and discard them: block by block, a bounded number in one call.
+
+use std::collections::VecDeque;
+
+use futures_util::future;
+use prost::Message;
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{Shared, grpc::parse_id, status};
+use crate::{
+    error::Code,
+    ingest,
+    log::{Cursor, EventLog, Position, QuarantineKind, ReadLimit, StoredQuarantined},
+    proto::{
+        Delivery, DiscardQuarantinedRequest, DiscardQuarantinedResponse, IngestStatus,
+        ListQuarantinedRequest, ListQuarantinedResponse, QuarantineFilter, QuarantineReason,
+        QuarantinedDelivery, RedriveRequest, RedriveResponse, RedrivenDelivery,
+        discard_quarantined_request, redrive_request,
+    },
+    redrive::Redriven,
+};
+
+/// Roughly the most that one response holds: callers take 4 MiB by default.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// How much of a quarantine is read at once.
+const SCAN_LIMIT: ReadLimit = ReadLimit {
+    records: 256,
+    bytes: PAGE_BYTES,
+};
+
+/// How many deliveries one call looks at.
+const MAX_SCANNED: usize = 10_000;
+
+/// How many deliveries one call redrives. Each of them waits for the disk.
+const MAX_REDRIVEN: usize = 500;
+
+const DEFAULT_PAGE_SIZE: usize = 50;
+const MAX_PAGE_SIZE: usize = 1000;
+
+impl Shared {
+    pub(super) async fn list_quarantined(
+        &self,
+        request: ListQuarantinedRequest,
+    ) -> Result<ListQuarantinedResponse, Status> {
+        let page_size = match request.page_size as usize {
+            0 => DEFAULT_PAGE_SIZE,
+            size if size <= MAX_PAGE_SIZE => size,
+            _ => return Err(status::invalid("page_size", "is more than 1000")),
+        };
+        let wanted = Wanted::new("reason", request.provider, request.account, request.reason)?;
+        let pages = Pages::List(wanted.kind);
+        let after = self.page_start(pages, &request.page_token)?;
+        let mut scan = Scan::new(&*self.log, &wanted, after);
+        let mut response = ListQuarantinedResponse::default();
+        let mut page_bytes = 0;
+        while scan.more().await? {
+            // There is more than this page: it ends here, and the next one begins here.
+            let full = response.quarantined.len() == page_size || page_bytes >= PAGE_BYTES;
+            if full || scan.looked_at == MAX_SCANNED {
+                response.next_page_token = self.page_token(pages, scan.after);
+                break;
+            }
+            if let Some(mut found) = scan.look()? {
+                if request.include_deliveries {
+                    let delivery = Delivery::decode(found.stored.delivery).map_err(damaged)?;
+                    found.summary.delivery = Some(delivery);
+                }
+                page_bytes += found.summary.encoded_len();
+                response.quarantined.push(found.summary);
+            }
+        }
+        Ok(response)
+    }
+
+    pub(super) async fn redrive(&self, request: RedriveRequest) -> Result<RedriveResponse, Status> {
+        use redrive_request::Target;
+        match request.target {
+            None => Err(status::invalid("target", "is missing")),
+            Some(Target::QuarantineId(_)) if !request.page_token.is_empty() => {
+                Err(status::invalid("page_token", "belongs to a filter"))
+            }
+            Some(Target::QuarantineId(id)) => {
+                let id = parse_id("quarantine_id", &id)?;
+                let found = self.log.find_quarantined(id).await;
+                let found = found.map_err(status::read_error)?;
+                let redriven = self.redrive_one(id, &found.ok_or_else(not_found)?).await?;
+                Ok(RedriveResponse {
+                    redriven: vec![redriven],
+                    next_page_token: String::new(),
+                })
+            }
+            Some(Target::Filter(filter)) => {
+                self.redrive_page(&Wanted::try_from(filter)?, &request.page_token)
+                    .await
+            }
+        }
+    }
+
+    /// Redrives in the order of arrival, one after another, so that events come into the log in that order too.
+    async fn redrive_page(
+        &self,
+        wanted: &Wanted,
+        page_token: &str,
+    ) -> Result<RedriveResponse, Status> {
+        let pages = Pages::Redrive(wanted.kind);
+        let after = self.page_start(pages, page_token)?;
+        let mut scan = Scan::new(&*self.log, wanted, after);
+        let mut response = RedriveResponse::default();
+        while scan.more().await? {
+            let full = response.redriven.len() == MAX_REDRIVEN;
+            if full || scan.looked_at == MAX_SCANNED || self.draining.is_cancelled() {
+                response.next_page_token = self.page_token(pages, scan.after);
+                break;
+            }
+            if let Some(found) = scan.look()? {
+                let redriven = self.redrive_one(found.id()?, &found.stored).await?;
+                response.redriven.push(redriven);
+            }
+        }
+        Ok(response)
+    }
+
+    async fn redrive_one(
+        &self,
+        id: Uuid,
+        stored: &StoredQuarantined,
+    ) -> Result<RedrivenDelivery, Status> {
+        let redriven = self.ingestor.redrive(id, stored).await;
+        let (status, event_id, detail) = match redriven.map_err(status::append_error)? {
+            Redriven::Accepted(place) => (IngestStatus::Accepted, Some(place), String::new()),
+            Redriven::Duplicate(place) => (IngestStatus::Duplicate, Some(place), String::new()),
+            Redriven::Ignored => (IngestStatus::Ignored, None, String::new()),
+            Redriven::Doubtful(detail) => (IngestStatus::Quarantined, None, detail),
+            Redriven::Unproven(detail) => (IngestStatus::Unspecified, None, detail),
+            Redriven::Moved { id, detail } => {
+                let detail = format!("proved genuine, and quarantined as {id}: {detail}");
+                (IngestStatus::Quarantined, None, detail)
+            }
+        };
+        Ok(RedrivenDelivery {
+            quarantine_id: id.to_string(),
+            status: status.into(),
+            event_id: event_id.map_or(String::new(), |place| place.event_id.to_string()),
+            detail,
+        })
+    }
+
+    pub(super) async fn discard_quarantined(
+        &self,
+        request: DiscardQuarantinedRequest,
+    ) -> Result<DiscardQuarantinedResponse, Status> {
+        use discard_quarantined_request::Target;
+        let discarded = match request.target {
+            None => return Err(status::invalid("target", "is missing")),
+            Some(Target::QuarantineId(id)) => {
+                let id = parse_id("quarantine_id", &id)?;
+                match self.discard(&[id]).await? {
+                    0 => return Err(not_found()),
+                    discarded => discarded,
+                }
+            }
+            Some(Target::Filter(filter)) => self.discard_all(&Wanted::try_from(filter)?).await?,
+        };
+        tracing::info!(
+            quarantine.discarded = discarded,
+            "deliveries were discarded"
+        );
+        Ok(DiscardQuarantinedResponse { discarded })
+    }
+
+    async fn discard_all(&self, wanted: &Wanted) -> Result<u64, Status> {
+        let mut scan = Scan::new(&*self.log, wanted, 0);
+        let mut discarded = 0;
+        while scan.more().await? {
+            if self.draining.is_cancelled() {
+                return Err(status::draining());
+            }
+            let mut ids = Vec::new();
+            while !scan.read.is_empty() {
+                if let Some(found) = scan.look()? {
+                    ids.push(found.id()?);
+                }
+            }
+            discarded += self.discard(&ids).await?;
+        }
+        Ok(discarded)
+    }
+
+    /// Discards all of them at once, so that the log can make it durable at once. Says how many were there.
+    async fn discard(&self, ids: &[Uuid]) -> Result<u64, Status> {
+        let releases = ids.iter().map(|id| self.log.release(*id));
+        let released = future::try_join_all(releases).await;
+        let released = released.map_err(status::append_error)?;
+        Ok(released.into_iter().filter(|was_there| *was_there).count() as u64)
+    }
+
+    /// A page token is a cursor whose position counts a quarantine, marked so that it is taken for nothing else.
+    fn page_token(&self, pages: Pages, after: u64) -> String {
+        let cursor = Cursor {
+            position: Position(after),
+            ..self.cursor(Position(0))
+        };
+        format!("{}{}", pages.mark(), cursor.encode())
+    }
+
+    fn page_start(&self, pages: Pages, token: &str) -> Result<u64, Status> {
+        if token.is_empty() {
+            return Ok(0);
+        }
+        let cursor = token.strip_prefix(pages.mark()).map(Cursor::decode);
+        match cursor {
+            Some(Ok(cursor)) if cursor.log == self.cursor(Position(0)).log => Ok(cursor.position.0),
+            _ => Err(status::invalid(
+                "page_token",
+                "does not belong to this request",
+            )),
+        }
+    }
+}
+
+/// What the pages of a token are of.
+#[derive(Clone, Copy)]
+enum Pages {
+    List(QuarantineKind),
+    Redrive(QuarantineKind),
+}
+
+impl Pages {
+    fn mark(self) -> &'static str {
+        match self {
+            Self::List(QuarantineKind::Genuine) => "lg",
+            Self::List(QuarantineKind::Unverified) => "lu",
+            Self::Redrive(QuarantineKind::Genuine) => "rg",
+            Self::Redrive(QuarantineKind::Unverified) => "ru",
+        }
+    }
+}
+
+/// Which deliveries a request is about.
+struct Wanted {
+    kind: QuarantineKind,
+    provider: String,
+    account: String,
+    reason: QuarantineReason,
+}
+
+impl Wanted {
+    fn new(
+        reason_field: &str,
+        provider: String,
+        account: String,
+        reason: i32,
+    ) -> Result<Self, Status> {
+        let reason = QuarantineReason::try_from(reason)
+            .map_err(|_| status::invalid(reason_field, "is not a reason of the quarantine"))?;
+        Ok(Self {
+            kind: ingest::quarantine_kind(reason),
+            provider,
+            account,
+            reason,
+        })
+    }
+
+    fn matches(&self, summary: &QuarantinedDelivery) -> bool {
+        let wants = |wanted: &str, value: &str| wanted.is_empty() || wanted == value;
+        let any_reason = self.reason == QuarantineReason::Unspecified;
+        wants(&self.provider, &summary.provider)
+            && wants(&self.account, &summary.account)
+            && (any_reason || self.reason == summary.reason())
+    }
+}
+
+impl TryFrom<QuarantineFilter> for Wanted {
+    type Error = Status;
+
+    fn try_from(filter: QuarantineFilter) -> Result<Self, Status> {
+        let QuarantineFilter {
+            provider,
+            account,
+            reason,
+        } = filter;
+        Self::new("filter.reason", provider, account, reason)
+    }
+}
+
+/// A walk through a quarantine in the order of arrival.
+struct Scan<'s> {
+    log: &'s dyn EventLog,
+    wanted: &'s Wanted,
+    /// The last delivery that was looked at.
+    after: u64,
+    looked_at: usize,
+    /// Read, and not looked at yet.
+    read: VecDeque<StoredQuarantined>,
+}
+
+/// A delivery that a request is about.
+struct Found {
+    summary: QuarantinedDelivery,
+    stored: StoredQuarantined,
+}
+
+impl Found {
+    fn id(&self) -> Result<Uuid, Status> {
+        Uuid::parse_str(&self.summary.quarantine_id).map_err(damaged)
+    }
+}
+
+impl<'s> Scan<'s> {
+    fn new(log: &'s dyn EventLog, wanted: &'s Wanted, after: u64) -> Self {
+        Self {
+            log,
+            wanted,
+            after,
+            looked_at: 0,
+            read: VecDeque::new(),
+        }
+    }
+
+    /// Whether there is another delivery to look at.
+    async fn more(&mut self) -> Result<bool, Status> {
+        if self.read.is_empty() {
+            let kind = self.wanted.kind;
+            let read = self.log.quarantined(kind, self.after, SCAN_LIMIT).await;
+            self.read = read.map_err(status::read_error)?.into();
+        }
+        Ok(!self.read.is_empty())
+    }
+
+    /// Looks at the next delivery that has been read, and returns it if it is wanted.
+    fn look(&mut self) -> Result<Option<Found>, Status> {
+        let Some(stored) = self.read.pop_front() else {
+            return Ok(None);
+        };
+        self.after = stored.sequence;
+        self.looked_at += 1;
+        let summary = QuarantinedDelivery::decode(stored.summary.clone()).map_err(damaged)?;
+        let wanted = self.wanted.matches(&summary);
+        Ok(wanted.then_some(Found { summary, stored }))
+    }
+}
+
+pub(super) fn not_found() -> Status {
+    status::error(Code::DeliveryNotFound, "there is no delivery under this id")
+}
+
+/// Something that the log keeps is not what was written.
+pub(super) fn damaged(error: impl std::fmt::Display) -> Status {
+    tracing::error!(%error, "a stored delivery cannot be decoded");
+    status::error(Code::LogDamaged, "a stored delivery cannot be decoded")
+}
