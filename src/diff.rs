@@ -50,7 +50,8 @@ fn compare(
         (Some(Value::Object(before)), Some(Value::Object(after))) => {
             compare_members(path, before, after, changes);
         }
-        (Some(Value::Array(before)), Some(Value::Array(after))) => {
+        (Some(Value::Array(_)), _) | (_, Some(Value::Array(_))) => {
+            let (before, after) = (elements(before), elements(after));
             for index in 0..before.len().max(after.len()) {
                 let path = format!("{path}[{index}]");
                 compare(&path, before.get(index), after.get(index), changes);
@@ -63,6 +64,11 @@ fn compare(
             after: after.map(Value::to_string).unwrap_or_default(),
         }),
     }
+}
+
+/// The elements of a list. The JSON of protobuf leaves out one that is empty.
+fn elements(list: Option<&Value>) -> &[Value] {
+    list.and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 fn compare_members(
@@ -148,6 +154,18 @@ mod tests {
                 ],
                 ["verification.verification_id", "", r#""v""#],
             ]
+        );
+        let without_reasons = Verification {
+            reasons: Vec::new(),
+            ..before.clone()
+        };
+        assert_eq!(
+            shown(&event(without_reasons, None), &event(before.clone(), None)),
+            [[
+                "verification.reasons[0]",
+                "",
+                r#"{"code":"REASON_CODE_OTHER"}"#
+            ]]
         );
         let same = event(before, None);
         assert!(shown(&same, &same).is_empty());
