@@ -9,7 +9,7 @@ use tonic_types::StatusExt;
 use super::CliError;
 
 /// Which server to talk to.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct EndpointArg {
     /// The server.
     #[arg(

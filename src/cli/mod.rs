@@ -1,16 +1,20 @@
 //! The commands. Each is one file: its arguments, what it does, what it prints.
 //!
-//! Results go to standard output: of `send`, `tail`, `normalize` and `sources` readable on a terminal and JSON lines in a
-//! pipe, of `demo` and `check-config` always for people. Everything else goes to standard error.
+//! Results go to standard output: readable on a terminal and JSON lines in a pipe, but of `demo` and `check-config` always
+//! for people. Everything else goes to standard error.
 
 mod check_config;
 mod client;
 mod demo;
+mod filter;
 mod normalize;
 mod output;
+mod quarantine;
+mod renormalize;
 mod send;
 mod serve;
 mod sources;
+mod status;
 mod tail;
 
 use std::{
@@ -31,7 +35,8 @@ use crate::{
 ///
 /// Start with `verdict demo`: it runs the whole service on this machine and shows what it does.
 ///
-/// Exit codes: 0 success; 1 the command failed; 2 wrong usage or configuration; 3 the webhook was quarantined.
+/// Exit codes: 0 success; 1 the command failed; 2 wrong usage or configuration; 3 a webhook was quarantined, or is still
+/// in the quarantine.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -46,7 +51,10 @@ enum Command {
     Send(send::Args),
     Tail(tail::Args),
     Normalize(normalize::Args),
+    Quarantine(quarantine::Args),
+    Renormalize(renormalize::Args),
     Sources(sources::Args),
+    Status(status::Args),
     CheckConfig(check_config::Args),
 }
 
@@ -91,7 +99,7 @@ enum CliError {
     /// Wrong configuration.
     #[error("configuration: {0}")]
     Config(#[from] ConfigError),
-    /// A webhook that means nothing to us.
+    /// Webhooks that mean nothing to us.
     #[error("{0}")]
     Quarantined(String),
     /// Anything else.
@@ -137,7 +145,10 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Send(args) => send::run(args).await,
         Command::Tail(args) => tail::run(args).await,
         Command::Normalize(args) => normalize::run(args),
+        Command::Quarantine(args) => quarantine::run(args).await,
+        Command::Renormalize(args) => renormalize::run(args).await,
         Command::Sources(args) => sources::run(args).await,
+        Command::Status(args) => status::run(args).await,
         Command::CheckConfig(args) => check_config::run(args),
     }
 }

@@ -1,9 +1,13 @@
-//! What people see: one line an event.
+//! What people see: one line an event, and nothing that could steer their terminal.
 
-use std::io::{self, IsTerminal};
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+};
 
 use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
+use prost_types::Timestamp;
 
 use crate::proto::{
     Outcome, Reason, ReasonCode, SubjectChangeKind, Verification, VerificationEvent,
@@ -29,10 +33,42 @@ impl Format {
     }
 }
 
+/// Prints a line. `false` when nobody reads any more, as in `verdict tail | head`.
+pub(super) fn print(line: impl fmt::Display) -> bool {
+    writeln!(anstream::stdout(), "{line}").is_ok()
+}
+
+/// The head of a table.
+pub(super) fn head(columns: &str) -> String {
+    let style = Style::new().bold();
+    format!("{style}{columns}{style:#}")
+}
+
+/// A time to the second.
+pub(super) fn time(time: Option<Timestamp>) -> String {
+    let time = time.unwrap_or_default();
+    let time = jiff::Timestamp::new(time.seconds, time.nanos).unwrap_or_default();
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A number of bytes in the largest unit that it fills.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut size = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while size >= 1024.0 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
 /// The head of the table of events.
 pub(super) fn event_head() -> String {
-    let style = Style::new().bold();
-    let head = columns(
+    let columns = columns(
         "RECEIVED",
         "PROVIDER",
         "WHAT",
@@ -40,7 +76,7 @@ pub(super) fn event_head() -> String {
         "SUBJECT",
         "WHY",
     );
-    format!("{style}{head}{style:#}")
+    head(&columns)
 }
 
 /// The row of an event.
@@ -92,10 +128,15 @@ fn columns(
     format!("{time:<10} {provider:<9} {style}{what:<17}{style:#} {subject:<36} {why}")
 }
 
-/// A subject's id that fits its column. It comes from outside: nothing in it may steer the terminal.
-fn clip(text: &str) -> String {
+/// Text from outside: nothing in it may steer the terminal.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// Text from outside that fits a column.
+pub(super) fn clip(text: &str) -> String {
     const WIDTH: usize = 36;
-    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    let text = plain(text);
     match text.char_indices().nth(WIDTH) {
         None => text,
         Some(_) => text.chars().take(WIDTH - 1).chain(['…']).collect(),
@@ -122,7 +163,7 @@ fn reason(reason: &Reason) -> String {
     }
 }
 
-fn short<'n>(name: &'n str, prefix: &str) -> &'n str {
+pub(super) fn short<'n>(name: &'n str, prefix: &str) -> &'n str {
     name.strip_prefix(prefix).unwrap_or(name)
 }
 

@@ -1,8 +1,7 @@
 //! `verdict tail`
 
-use std::{io::Write, time::Duration};
+use std::time::Duration;
 
-use clap::ValueEnum;
 use prost::Message;
 use tokio::time;
 use tonic::{Code, Status};
@@ -10,14 +9,14 @@ use tonic::{Code, Status};
 use super::{
     CliError,
     client::{EndpointArg, failure},
+    filter::FilterArgs,
     output::{self, Format},
 };
 use crate::{
     event,
     proto::{
-        Earliest, EventFilter, EventKind, Latest, Outcome, SubscribeMessage, SubscribeRequest,
-        SubscribeResponse, VerificationEvent, subscribe_request::Start,
-        verdict_service_client::VerdictServiceClient,
+        Earliest, Latest, SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
+        subscribe_request::Start, verdict_service_client::VerdictServiceClient,
     },
 };
 
@@ -35,37 +34,8 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "from", value_name = "TIME")]
     since: Option<jiff::Timestamp>,
 
-    /// Only events of this provider. Can be given more than once, like all that follow.
-    #[arg(long)]
-    provider: Vec<String>,
-
-    /// Only events of this account.
-    #[arg(long)]
-    account: Vec<String>,
-
-    /// Only events of this kind.
-    #[arg(long, value_enum)]
-    kind: Vec<Kind>,
-
-    /// Only events with this outcome, for example approved.
-    #[arg(long, value_parser = outcome)]
-    outcome: Vec<Outcome>,
-
-    /// Only events about the subject with this id at the provider.
-    #[arg(long)]
-    subject_id: Vec<String>,
-
-    /// Only events about the subject with this id of ours.
-    #[arg(long)]
-    external_id: Vec<String>,
-
-    /// Only events of the verification with this id.
-    #[arg(long)]
-    verification_id: Vec<String>,
-
-    /// Only events whose outcome is final.
-    #[arg(long)]
-    final_only: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
 
     /// Also show personal data (JSON only).
     #[arg(long)]
@@ -83,26 +53,15 @@ pub(super) struct Args {
     server: EndpointArg,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Kind {
-    Verification,
-    SubjectChange,
-    CredentialShare,
-}
-
-fn outcome(name: &str) -> Result<Outcome, String> {
-    let full = format!("OUTCOME_{}", name.to_uppercase().replace('-', "_"));
-    Outcome::from_str_name(&full).ok_or_else(|| format!("no outcome is called {name}"))
-}
-
 /// How long to wait before the first try to connect again; doubled with each one that fails.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const MAX_DELAY: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let format = Format::or_detect(args.format);
-    let mut request = request(&args);
-    let mut channel = args.server.connect().await?;
+    let server = args.server.clone();
+    let mut request = request(args);
+    let mut channel = server.connect().await?;
     if format == Format::Table {
         anstream::println!("{}", output::event_head());
     }
@@ -122,7 +81,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         channel = loop {
             time::sleep(delay).await;
             delay = (delay * 2).min(MAX_DELAY);
-            if let Ok(channel) = args.server.endpoint.connect().await {
+            if let Ok(channel) = server.endpoint.connect().await {
                 break channel;
             }
         };
@@ -138,9 +97,8 @@ async fn follow(
     let mut stream = client.subscribe(request.clone()).await?.into_inner();
     while let Some(response) = stream.message().await? {
         if let Some(line) = line(&response, format)?
-            && writeln!(anstream::stdout(), "{line}").is_err()
+            && !output::print(line)
         {
-            // Nobody reads any more, as in `verdict tail | head`.
             return Ok(());
         }
         request.start = Some(Start::AfterCursor(response.cursor));
@@ -164,35 +122,16 @@ fn line(response: &SubscribeResponse, format: Format) -> Result<Option<String>, 
     }))
 }
 
-fn request(args: &Args) -> SubscribeRequest {
+fn request(args: Args) -> SubscribeRequest {
     let start = match (&args.since, args.from.as_str()) {
         (Some(since), _) => Start::Since(crate::ingest::proto_timestamp(*since)),
         (None, "earliest") => Start::Earliest(Earliest {}),
         (None, "latest") => Start::Latest(Latest {}),
         (None, cursor) => Start::AfterCursor(cursor.to_owned()),
     };
-    let kind = |kind: &Kind| match kind {
-        Kind::Verification => EventKind::Verification.into(),
-        Kind::SubjectChange => EventKind::SubjectChange.into(),
-        Kind::CredentialShare => EventKind::CredentialShare.into(),
-    };
     SubscribeRequest {
         start: Some(start),
-        filter: Some(EventFilter {
-            providers: args.provider.clone(),
-            accounts: args.account.clone(),
-            environments: Vec::new(),
-            kinds: args.kind.iter().map(kind).collect(),
-            outcomes: args
-                .outcome
-                .iter()
-                .map(|outcome| (*outcome).into())
-                .collect(),
-            subject_ids: args.subject_id.clone(),
-            external_ids: args.external_id.clone(),
-            verification_ids: args.verification_id.clone(),
-            final_only: args.final_only,
-        }),
+        filter: Some(args.filter.into()),
         consumer: "verdict-tail".to_owned(),
         include_personal_data: args.personal_data,
         stop_when_caught_up: args.until_caught_up,

@@ -13,11 +13,23 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time;
 use tonic::{Streaming, transport::Channel};
-use verdict::proto::{
-    IngestStatus, SubscribeMessage, SubscribeResponse, verdict_service_client::VerdictServiceClient,
+use verdict::{
+    event,
+    log::{Commit, Consumer, Position},
+    proto::{
+        IngestStatus, Reason, SubscribeMessage, SubscribeResponse, VerificationEvent,
+        verdict_service_client::VerdictServiceClient, verification_event::Detail,
+    },
 };
 
-use crate::support::{PATIENCE, connect, decode, from_earliest, gu1_body, next};
+use crate::{
+    quarantine::{keeping, put},
+    renormalize::store_misread,
+    support::{
+        PATIENCE, Server, connect, decode, fixture_source, from_earliest, gu1_body, memory_log,
+        next, real_now, server_config,
+    },
+};
 
 fn verdict() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_verdict"));
@@ -29,6 +41,20 @@ fn verdict() -> Command {
 
 fn run(command: &mut Command) -> Output {
     command.output().expect("the binary runs")
+}
+
+/// Runs a command against a server of this process.
+async fn run_at(server: &Server, arguments: &[&str]) -> Output {
+    let mut command = verdict();
+    command.args(arguments).env("VERDICT_ENDPOINT", &server.url);
+    let output = tokio::process::Command::from(command).output();
+    output.await.expect("the binary runs")
+}
+
+fn json_lines(output: &Output) -> Vec<Value> {
+    let lines = stdout(output);
+    let lines = lines.lines().map(|line| serde_json::from_str(line));
+    lines.collect::<Result<_, _>>().expect("JSON lines")
 }
 
 fn stdout(output: &Output) -> String {
@@ -422,6 +448,219 @@ fn a_signed_request_can_be_written_to_a_file_and_sent_as_it_is() {
     let forged = send(&recorded, &[]);
     assert_eq!(forged.status.code(), Some(1));
     assert!(stderr(&forged).contains("SIGNATURE_INVALID"));
+}
+
+#[tokio::test]
+async fn the_quarantine_is_listed_shown_and_redriven() {
+    let log = memory_log();
+    let server = Server::start_from(keeping(), server_config(), Arc::clone(&log)).await;
+    let gu1 = fixture_source("gu1");
+    // A body that would clear the screen.
+    let unreadable = crate::support::gu1_request("{\u{1b}[2J Erika");
+    let quarantined = server.ingest(unreadable).await.unwrap().quarantine_id;
+    let mut forged = crate::support::gu1_request(gu1_body("1"));
+    forged.payload = gu1_body("2").into();
+    server.ingest(forged).await.unwrap_err();
+
+    let listed = json_lines(&run_at(&server, &["quarantine", "list"]).await);
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0]["quarantine_id"], *quarantined);
+    let table = [
+        "quarantine",
+        "list",
+        "--format",
+        "table",
+        "--provider",
+        "gu1",
+    ];
+    let table = stdout(&run_at(&server, &table).await);
+    let row = table.lines().nth(1).unwrap();
+    assert!(row.contains(&quarantined) && row.contains(" unparseable "));
+    let other = ["quarantine", "list", "--provider", "fyatu"];
+    assert_eq!(stdout(&run_at(&server, &other).await), "");
+    let unverified = ["quarantine", "list", "--reason", "unverified"];
+    let unverified = json_lines(&run_at(&server, &unverified).await);
+    assert_eq!(unverified.len(), 1);
+    assert_eq!(unverified[0]["detail"], "the signature matches no secret");
+
+    let show = ["quarantine", "show", &quarantined];
+    let shown = json_lines(&run_at(&server, &show).await);
+    assert_eq!(shown[0]["reason"], "QUARANTINE_REASON_UNPARSEABLE");
+    assert_eq!(shown[0]["delivery"], Value::Null);
+    let table = ["--payload", "--format", "table"];
+    let shown = stdout(&run_at(&server, &[&show[..], &table].concat()).await);
+    assert!(shown.contains("gu1/default") && shown.contains("x-webhook-signature: "));
+    assert!(
+        shown.contains("{[2J Erika") && !shown.contains('\u{1b}'),
+        "{shown:?}"
+    );
+    let id = unverified[0]["quarantine_id"].as_str().unwrap();
+    let shown = ["quarantine", "show", id, "--format", "table"];
+    let shown = stdout(&run_at(&server, &shown).await);
+    assert!(shown.contains("not proved genuine"), "{shown}");
+
+    let redriven = run_at(&server, &["quarantine", "redrive", &quarantined, id]).await;
+    assert_eq!(redriven.status.code(), Some(3));
+    assert!(stderr(&redriven).contains("2 of 2 deliveries are still in quarantine"));
+    let statuses = json_lines(&redriven);
+    assert_eq!(statuses[0]["status"], "INGEST_STATUS_QUARANTINED");
+    assert_eq!(statuses[1]["status"], Value::Null);
+    // An earlier version did not understand this one.
+    let webhook = crate::support::sign(&gu1, gu1_body("3"));
+    let id = put(&log, "gu1", &webhook, Some("hmac_sha256"), real_now()).await;
+    let arguments = [
+        "quarantine",
+        "redrive",
+        "--reason",
+        "unknown-status",
+        "--format",
+        "table",
+    ];
+    let redriven = run_at(&server, &arguments).await;
+    assert!(redriven.status.success(), "{}", stderr(&redriven));
+    let said = stdout(&redriven);
+    assert!(said.starts_with(&format!("ACCEPTED     {id} ")), "{said}");
+    assert!(said.contains("1 deliveries have left the quarantine"));
+}
+
+#[tokio::test]
+async fn nothing_is_discarded_by_accident() {
+    let log = memory_log();
+    let server = Server::start_from(keeping(), server_config(), Arc::clone(&log)).await;
+    let gu1 = fixture_source("gu1");
+    let mut ids = Vec::new();
+    for (number, scheme) in [
+        ("1", Some("hmac_sha256")),
+        ("2", Some("hmac_sha256")),
+        ("3", None),
+    ] {
+        let webhook = crate::support::sign(&gu1, gu1_body(number));
+        ids.push(put(&log, "gu1", &webhook, scheme, real_now()).await);
+    }
+    let left = || {
+        (
+            log.stats().genuine.deliveries,
+            log.stats().unverified.deliveries,
+        )
+    };
+    for refused in [
+        &["discard", "--all"][..],
+        &["discard", "--provider", "gu1"],
+        &["discard", "--yes"],
+        &["discard", "--all", "--provider", "gu1", "--yes"],
+        &["discard", &ids[0], "--all", "--yes"],
+        &["discard", "--reason", "unspecified", "--yes"],
+        &["discard", "not-an-id"],
+        &["redrive"],
+    ] {
+        let output = run_at(&server, &[&["quarantine"], refused].concat()).await;
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{refused:?} {}",
+            stderr(&output)
+        );
+    }
+    assert_eq!(left(), (2, 1));
+    let one = run_at(&server, &["quarantine", "discard", &ids[0]]).await;
+    assert_eq!(json_lines(&one)[0]["discarded"], "1");
+    let again = run_at(&server, &["quarantine", "discard", &ids[0]]).await;
+    assert_eq!(again.status.code(), Some(1));
+    let said = stderr(&again);
+    assert!(
+        said.contains(&ids[0]) && said.contains("DELIVERY_NOT_FOUND"),
+        "{said}"
+    );
+    assert_eq!(left(), (1, 1));
+    let all = [
+        "quarantine",
+        "discard",
+        "--all",
+        "--yes",
+        "--format",
+        "table",
+    ];
+    assert_eq!(
+        stdout(&run_at(&server, &all).await),
+        "1 deliveries discarded\n"
+    );
+    assert_eq!(left(), (0, 1));
+    let unverified = ["quarantine", "discard", "--reason", "unverified", "--yes"];
+    assert!(run_at(&server, &unverified).await.status.success());
+    assert_eq!(left(), (0, 0));
+}
+
+#[tokio::test]
+async fn the_log_is_normalized_again_with_a_diff_for_people_and_programs() {
+    let log = memory_log();
+    let server = Server::start_with(server_config(), Arc::clone(&log)).await;
+    let gu1 = fixture_source("gu1");
+    for number in ["1", "2"] {
+        let webhook = crate::support::sign(&gu1, gu1_body(number));
+        let misread = |event: &mut VerificationEvent| {
+            let Some(Detail::Verification(verification)) = &mut event.detail else {
+                panic!("not a verification");
+            };
+            verification.level = "\u{9b}31m invented".to_owned();
+            verification.reasons.push(Reason::default());
+        };
+        store_misread(&log, &gu1, webhook, misread).await;
+    }
+    server.accept("3").await;
+
+    let dry_run = ["renormalize", "--dry-run", "--format", "table"];
+    let table = stdout(&run_at(&server, &dry_run).await);
+    assert!(
+        table.contains(r#"verification.level: "31m invented" → (not set)"#),
+        "{table}"
+    );
+    assert!(!table.contains('\u{9b}'));
+    let total = table
+        .lines()
+        .find(|line| line.contains("verification.reasons[] "));
+    assert!(total.unwrap().contains(" 2 {} → (not set)"), "{table}");
+    let summary = "3 examined: 1 unchanged, 2 changed, 0 without a delivery, 0 corrections; \
+                   0 corrected events appended";
+    assert_eq!(table.lines().last(), Some(summary));
+    assert_eq!(log.tail().end().0, 3);
+
+    let other = ["renormalize", "--dry-run", "--provider", "fyatu"];
+    let other = json_lines(&run_at(&server, &other).await);
+    assert_eq!(other.len(), 1);
+    let appended = json_lines(&run_at(&server, &["renormalize"]).await);
+    assert_eq!(appended.len(), 3);
+    assert!(appended[0]["changed"]["corrected_event_id"].is_string());
+    assert_eq!(appended[2]["summary"]["appended"], "2");
+    assert_eq!(log.tail().end().0, 5);
+}
+
+#[tokio::test]
+async fn the_status_is_told_to_people_and_programs() {
+    let server = Server::start().await;
+    let cursor = server.accept("1").await.cursor;
+    let consumer = Consumer {
+        name: "risk \u{1b}[31m".to_owned(),
+        cursor: server.log.cursor(Position(0)),
+        committed_at: Default::default(),
+    };
+    let commit = Commit {
+        consumer,
+        force: false,
+    };
+    server.log.commit(commit).await.unwrap();
+    let status = json_lines(&run_at(&server, &["status"]).await).remove(0);
+    assert_eq!(status["log"]["last_cursor"], *cursor);
+    assert_eq!(status["consumers"][0]["lag_events"], "1");
+    let table = stdout(&run_at(&server, &["status", "--format", "table"]).await);
+    assert!(table.starts_with(&format!("verdict {}", event::NORMALIZER_VERSION)));
+    assert!(
+        table.contains("1 events") && table.contains("it can write"),
+        "{table}"
+    );
+    assert!(
+        table.contains("risk [31m") && !table.contains('\u{1b}'),
+        "{table:?}"
+    );
 }
 
 #[test]

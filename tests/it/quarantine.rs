@@ -27,7 +27,7 @@ use crate::support::{
 };
 
 /// The sources of all fixtures, all of which keep what is not genuine.
-fn keeping() -> Vec<Source> {
+pub(crate) fn keeping() -> Vec<Source> {
     let keep = |source| Source {
         keep_unverified: true,
         ..source
@@ -133,7 +133,7 @@ fn long_ago() -> Timestamp {
 
 /// Puts a delivery into a quarantine as an earlier version of verdict would have. Without a scheme it is one that was
 /// not proved genuine. Returns its id.
-async fn put(
+pub(crate) async fn put(
     log: &Arc<dyn EventLog>,
     source: &str,
     webhook: &RawWebhook,
