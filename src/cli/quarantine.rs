@@ -145,7 +145,11 @@ fn reason(name: &str) -> Result<QuarantineReason, String> {
     let full = format!("{REASON}{}", name.to_uppercase().replace('-', "_"));
     QuarantineReason::from_str_name(&full)
         .filter(|reason| *reason != QuarantineReason::Unspecified)
-        .ok_or_else(|| format!("no reason is called {name}"))
+        .ok_or_else(|| {
+            let known = (1..).map_while(|number| QuarantineReason::try_from(number).ok());
+            let known: Vec<String> = known.map(reason_name).collect();
+            format!("no reason is called {name}; there are {}", known.join(", "))
+        })
 }
 
 /// A reason as `--reason` takes it.

@@ -48,7 +48,9 @@ impl AdminService for Admin {
         &self,
         request: Request<ListQuarantinedRequest>,
     ) -> Result<Response<ListQuarantinedResponse>, Status> {
-        let page = self.0.list_quarantined(request.into_inner()).await?;
+        // The extensions hold the place of the call: it is given back when the work is done.
+        let (_, _place, request) = request.into_parts();
+        let page = self.0.list_quarantined(request).await?;
         Ok(Response::new(page))
     }
 
@@ -56,7 +58,8 @@ impl AdminService for Admin {
         &self,
         request: Request<RedriveRequest>,
     ) -> Result<Response<RedriveResponse>, Status> {
-        let redriven = self.0.redrive(request.into_inner()).await?;
+        let (_, _place, request) = request.into_parts();
+        let redriven = self.0.redrive(request).await?;
         Ok(Response::new(redriven))
     }
 
@@ -64,7 +67,8 @@ impl AdminService for Admin {
         &self,
         request: Request<DiscardQuarantinedRequest>,
     ) -> Result<Response<DiscardQuarantinedResponse>, Status> {
-        let discarded = self.0.discard_quarantined(request.into_inner()).await?;
+        let (_, _place, request) = request.into_parts();
+        let discarded = self.0.discard_quarantined(request).await?;
         Ok(Response::new(discarded))
     }
 

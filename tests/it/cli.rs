@@ -53,7 +53,7 @@ async fn run_at(server: &Server, arguments: &[&str]) -> Output {
 
 fn json_lines(output: &Output) -> Vec<Value> {
     let lines = stdout(output);
-    let lines = lines.lines().map(|line| serde_json::from_str(line));
+    let lines = lines.lines().map(serde_json::from_str);
     lines.collect::<Result<_, _>>().expect("JSON lines")
 }
 
