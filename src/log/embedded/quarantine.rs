@@ -78,6 +78,7 @@ impl Present {
 pub(super) struct Quarantine {
     pub(super) view: QuarantineView,
     segments: Segments,
+    segment_bytes: u64,
     limits: Limits,
 }
 
@@ -98,7 +99,8 @@ impl Quarantine {
         const SEGMENT_BYTES: u64 = 8 << 20;
         // Whole segments are deleted: of a small space each is a small part.
         let segment_bytes = limits.max_bytes.map_or(u64::MAX, |bytes| bytes / 8);
-        let segments = Segments::open(disk, directory, log_id, segment_bytes.min(SEGMENT_BYTES))?;
+        let segment_bytes = segment_bytes.min(SEGMENT_BYTES);
+        let segments = Segments::open(disk, directory, log_id, segment_bytes)?;
         let mut present = Present::default();
         let last = segments.end();
         let mut failed = None;
@@ -119,6 +121,7 @@ impl Quarantine {
                 present: Arc::new(Mutex::new(present)),
             },
             segments,
+            segment_bytes,
             limits,
         })
     }
@@ -149,14 +152,30 @@ impl Quarantine {
                 records.push(change);
             }
         }
-        self.write(&records, sync)?;
+        let mut rest = &records[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(self.fitting(rest));
+            self.write(now, sync)?;
+            rest = later;
+        }
         Ok(effective)
     }
 
+    /// How many of the changes go into one segment: one at least. Segments are deleted as a whole, so one that many
+    /// deliveries have made too large would take all of them along.
+    fn fitting(&self, changes: &[Change]) -> usize {
+        let mut size_bytes = 0;
+        let fits = |change: &&Change| {
+            size_bytes += match change {
+                Change::Add(delivery) => delivery.summary.len() + delivery.delivery.len(),
+                Change::Release(_) => 0,
+            };
+            (size_bytes as u64) < self.segment_bytes
+        };
+        changes.iter().take_while(fits).count().max(1)
+    }
+
     fn write(&mut self, changes: &[Change], sync: bool) -> Result<(), WriteError> {
-        if changes.is_empty() {
-            return Ok(());
-        }
         let synced = self.segments.end();
         let heads: Vec<Vec<u8>> = changes.iter().map(head).collect();
         let frames: Vec<NewFrame<'_>> = (synced + 1..)

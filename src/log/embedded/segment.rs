@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{
     frame::{HEADER_BYTES, NewFrame},
+    segments::WriteError,
     small_file,
 };
 use crate::log::disk::{Disk, DiskFile};
@@ -162,12 +163,14 @@ impl Directory {
     }
 
     /// Makes the file of a new segment, durably. What was of this name before held nothing that was acknowledged.
-    pub(super) fn create(&self, base: u64) -> io::Result<(Segment, Box<dyn DiskFile>)> {
+    pub(super) fn create(&self, base: u64) -> Result<(Segment, Box<dyn DiskFile>), WriteError> {
         let segment = Segment::new(base, false);
-        let file = self.disk.create(&self.join(segment.data_name()))?;
-        self.write_mark(file.as_ref())?;
-        file.sync()?;
-        self.sync()?;
+        let path = self.join(segment.data_name());
+        let file = self.disk.create(&path).map_err(WriteError::Write)?;
+        self.write_mark(file.as_ref()).map_err(WriteError::Write)?;
+        file.sync().map_err(WriteError::Sync)?;
+        // A name whose sync failed stays in doubt, whatever syncs follow.
+        self.sync().map_err(WriteError::Sync)?;
         Ok((segment, file))
     }
 

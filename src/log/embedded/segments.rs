@@ -93,9 +93,7 @@ impl Segments {
 
     /// Begins a new segment.
     fn create(&mut self, base: u64) -> Result<(), WriteError> {
-        // The file holds nothing yet, so a sync that fails here loses nothing: the next try makes it anew.
-        let created = self.view.directory.create(base);
-        let (segment, file) = created.map_err(WriteError::Write)?;
+        let (segment, file) = self.view.directory.create(base)?;
         self.active = Active {
             file,
             untidy: false,
