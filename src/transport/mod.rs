@@ -75,6 +75,13 @@ pub fn open_log(config: &LogConfig) -> Result<Arc<dyn EventLog>, OpenError> {
     })
 }
 
+/// What a caller may send ahead on one call.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+
+/// What a caller may send ahead on all calls of a connection: 32 of its streams can be held back without harm to the
+/// others.
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
 /// What all services share.
 #[derive(Clone)]
 struct Shared {
@@ -136,6 +143,9 @@ pub async fn run(
         .http2_keepalive_timeout(Some(Duration::from_secs(
             shared.config.keepalive_timeout_seconds,
         )))
+        // What a held-back stream has sent ahead stays unread; the other calls of its connection must have room beside it.
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         // Whoever sends half a request must not keep a place for ever.
         .timeout(Duration::from_secs(shared.config.call_timeout_seconds))
         .max_concurrent_streams(shared.config.max_concurrent_streams_per_connection)

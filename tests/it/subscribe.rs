@@ -13,7 +13,7 @@ use uuid::Uuid;
 use verdict::{
     event,
     filter::Filter,
-    log::{EventLog, NewEvent, Origin, Position},
+    log::{EventLog, Position},
     proto::{
         Environment, EventFilter, EventKind, Latest, Outcome, SubscribeMessage, SubscribeRequest,
         SubscribeResponse, VerificationEvent, subscribe_request::Start,
@@ -22,7 +22,7 @@ use verdict::{
 };
 
 use crate::support::{
-    PATIENCE, Server, decode, from_earliest, memory_log, next, next_event, reason, request,
+    PATIENCE, Server, append, decode, from_earliest, memory_log, next, next_event, reason, request,
 };
 
 fn from(start: Start) -> SubscribeRequest {
@@ -502,25 +502,6 @@ async fn on_shutdown_a_stream_is_told_where_it_was_and_ends() {
 }
 
 // What follows needs no network, so time can be paused.
-
-async fn append(log: &Arc<dyn EventLog>, number: u128, size_bytes: usize) {
-    let event = VerificationEvent {
-        event_id: Uuid::from_u128(number).to_string(),
-        normalizer_version: "x".repeat(size_bytes),
-        ..Default::default()
-    };
-    let appended = log.append(NewEvent {
-        event_id: Uuid::from_u128(number),
-        content_sha256: [0; 32],
-        verification: None,
-        occurred_at: None,
-        received_at: Timestamp::default(),
-        origin: Origin::Received,
-        encoded: event::encode(event),
-        delivery: Bytes::new(),
-    });
-    let _ = appended.await.unwrap();
-}
 
 fn subscribe(log: &Arc<dyn EventLog>, options: Options) -> (Subscription, CancellationToken) {
     let draining = CancellationToken::new();

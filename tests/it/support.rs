@@ -9,18 +9,21 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use prost_types::Timestamp as ProtoTimestamp;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, task::JoinHandle, time};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status, Streaming,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
+use uuid::Uuid;
 use verdict::{
     config::{self, LogConfig, LogKind, ServerConfig, Variables},
-    http_file,
-    log::EventLog,
+    event, http_file,
+    log::{EventLog, NewEvent, Origin},
     proto::{
         Earliest, Header, IngestRequest, IngestResponse, IngestStatus, SubscribeMessage,
         SubscribeRequest, SubscribeResponse, VerificationEvent,
@@ -280,18 +283,31 @@ impl Server {
     pub(crate) async fn stop(self) {
         let Self { stop, running, .. } = self;
         stop.cancel();
-        let served = time::timeout(PATIENCE, running)
-            .await
-            .expect("the server stops in time");
-        served
-            .expect("the server does not panic")
-            .expect("the server does not fail");
+        ended(running).await.expect("the server does not fail");
     }
+
+    /// Waits until the server has stopped by itself.
+    pub(crate) async fn ended(self) -> Result<(), ServeError> {
+        ended(self.running).await
+    }
+}
+
+/// What a client sends on a stream, as long as the sender lives.
+pub(crate) fn requests<T: Send + 'static>() -> (mpsc::Sender<T>, ReceiverStream<T>) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, ReceiverStream::new(receiver))
 }
 
 pub(crate) async fn connect(url: &str) -> Channel {
     let endpoint = Endpoint::from_shared(url.to_owned()).expect("a URL");
     endpoint.connect().await.expect("a connection")
+}
+
+async fn ended(running: JoinHandle<Result<(), ServeError>>) -> Result<(), ServeError> {
+    let served = time::timeout(PATIENCE, running)
+        .await
+        .expect("the server stops in time");
+    served.expect("the server does not panic")
 }
 
 pub(crate) fn from_earliest() -> SubscribeRequest {
@@ -320,6 +336,26 @@ pub(crate) async fn next_event(stream: &mut Streaming<SubscribeResponse>) -> Ver
 
 pub(crate) fn decode(event: Bytes) -> VerificationEvent {
     prost::Message::decode(event).expect("an event")
+}
+
+/// Appends an event without a verification, whose id is its number.
+pub(crate) async fn append(log: &Arc<dyn EventLog>, number: u128, size_bytes: usize) {
+    let event = VerificationEvent {
+        event_id: Uuid::from_u128(number).to_string(),
+        normalizer_version: "x".repeat(size_bytes),
+        ..Default::default()
+    };
+    let appended = log.append(NewEvent {
+        event_id: Uuid::from_u128(number),
+        content_sha256: [0; 32],
+        verification: None,
+        occurred_at: None,
+        received_at: ProtoTimestamp::default(),
+        origin: Origin::Received,
+        encoded: event::encode(event),
+        delivery: Bytes::new(),
+    });
+    let _ = appended.await.unwrap();
 }
 
 /// The reason in an error's `google.rpc.ErrorInfo`.

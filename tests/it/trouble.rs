@@ -83,7 +83,7 @@ impl TroubledLog {
     }
 
     /// A log on a disk that has gone away. It says that its first five events are no longer retained.
-    fn gone() -> Arc<Self> {
+    pub(crate) fn gone() -> Arc<Self> {
         let log = Self::new();
         log.trouble().gone = true;
         log.retain_after(5);
