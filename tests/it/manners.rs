@@ -16,7 +16,7 @@ use verdict::proto::verdict_service_client::VerdictServiceClient;
 
 use crate::support::{PATIENCE, Server, from_earliest, gu1_body, gu1_request, next, reason};
 
-const SERVICES: [&str; 3] = ["", "verdict.v1.VerdictService", "verdict.v1.AdminService"];
+pub(crate) const SERVICES: [&str; 3] = ["", "verdict.v1.VerdictService", "verdict.v1.AdminService"];
 
 #[tokio::test]
 async fn health_is_told_for_each_service_and_ends_first() {

@@ -5,8 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
 use prost_types::Timestamp;
-use tokio::{sync::watch, time};
-use tonic::Code;
+use tokio::{net::TcpListener, sync::watch, time};
+use tonic::{Code, Status, Streaming};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_client::HealthClient,
+};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 use verdict::{
@@ -17,18 +21,22 @@ use verdict::{
         Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
     },
     proto::{
-        GetEventRequest, Header, IngestRequest, ListQuarantinedRequest, ListSourcesRequest,
-        PersonalData, SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
-        subscribe_request::Start,
+        Earliest, EventOrder, GetEventRequest, Header, IngestRequest, ListEventsRequest,
+        ListQuarantinedRequest, ListSourcesRequest, PersonalData, SubscribeMessage,
+        SubscribeRequest, SubscribeResponse, VerificationEvent, subscribe_request::Start,
     },
     provider::{Headers, RawWebhook},
     source::Source,
     subscription::Message,
+    transport::{self, ServeError},
 };
 
-use crate::support::{
-    PATIENCE, Server, fixture, fixture_source, gu1_body, gu1_request, memory_log, reason, request,
-    server_config,
+use crate::{
+    manners::SERVICES,
+    support::{
+        PATIENCE, Server, append, fixture, fixture_source, gu1_body, gu1_request, memory_log, next, reason,
+        request, server_config,
+    },
 };
 
 /// A log in memory, and the trouble that a test gives it.
@@ -85,9 +93,14 @@ impl TroubledLog {
     /// A log on a disk that has gone away. It says that its first five events are no longer retained.
     pub(crate) fn gone() -> Arc<Self> {
         let log = Self::new();
-        log.trouble().gone = true;
+        log.go_away();
         log.retain_after(5);
         log
+    }
+
+    /// The disk goes away.
+    pub(crate) fn go_away(&self) {
+        self.trouble().gone = true;
     }
 
     /// Retention passes everything up to here.
@@ -399,6 +412,178 @@ async fn what_is_no_longer_retained_is_out_of_range() {
     );
     let metadata = refused.get_details_error_info().unwrap().metadata;
     assert_eq!(metadata["first_available"], cursor(5));
+}
+
+async fn server_with(log: &Arc<TroubledLog>, events: u128) -> Server {
+    let log: Arc<dyn EventLog> = log.clone();
+    for number in 1..=events {
+        append(&log, number, 0).await;
+    }
+    Server::start_with(server_config(), log).await
+}
+
+fn after(server: &Server, position: u64) -> SubscribeRequest {
+    let cursor = server.log.cursor(Position(position)).encode();
+    SubscribeRequest {
+        start: Some(Start::AfterCursor(cursor)),
+        ..Default::default()
+    }
+}
+
+/// The place of the next event, or how the stream ended.
+async fn next_place(stream: &mut Streaming<SubscribeResponse>) -> Result<String, Status> {
+    loop {
+        let message = time::timeout(PATIENCE, stream.message()).await;
+        let response = message.expect("a message in time")?.expect("no end");
+        if matches!(response.message, Some(SubscribeMessage::Event(_))) {
+            return Ok(response.cursor);
+        }
+    }
+}
+
+// More events than the tail holds, so that the first ones are read from the log.
+
+#[tokio::test]
+async fn a_subscriber_that_retention_overtakes_is_told_where_the_log_begins() {
+    let log = TroubledLog::new();
+    let server = server_with(&log, 5000).await;
+    let cursor = |position| server.log.cursor(Position(position)).encode();
+    log.retain_after_at_next_read(500);
+    let mut stream = server.subscribe(after(&server, 1)).await;
+    let ended = next_place(&mut stream).await.unwrap_err();
+    assert_eq!(
+        (ended.code(), reason(&ended).as_str()),
+        (Code::OutOfRange, "CURSOR_OUT_OF_RANGE")
+    );
+    let metadata = ended.get_details_error_info().unwrap().metadata;
+    assert_eq!(metadata["first_available"], cursor(500));
+
+    // Who asks for no certain place is given the first that there is.
+    let since = Timestamp::default();
+    for start in [Start::Earliest(Earliest {}), Start::Since(since)] {
+        let begin = log.start().0 + 100;
+        log.retain_after_at_next_read(begin);
+        let subscribe = SubscribeRequest {
+            start: Some(start),
+            ..Default::default()
+        };
+        let mut stream = server.subscribe(subscribe).await;
+        assert_eq!(next_place(&mut stream).await.unwrap(), cursor(begin + 1));
+    }
+}
+
+#[tokio::test]
+async fn damage_ends_a_stream_where_it_is_and_is_no_secret_of_a_call() {
+    let log = TroubledLog::new();
+    let server = server_with(&log, 5000).await;
+    let mut client = server.client.clone();
+    log.damage(3);
+    let mut stream = server.subscribe(after(&server, 0)).await;
+    for position in 1..=2 {
+        let place = next_place(&mut stream).await.unwrap();
+        assert_eq!(place, server.log.cursor(Position(position)).encode());
+    }
+    let streamed = next_place(&mut stream).await.unwrap_err();
+    let get = GetEventRequest {
+        event_id: Uuid::from_u128(3).to_string(),
+        ..Default::default()
+    };
+    let got = client.get_event(get).await.unwrap_err();
+    let list = ListEventsRequest {
+        order: EventOrder::OldestFirst.into(),
+        ..Default::default()
+    };
+    let listed = client.list_events(list).await.unwrap_err();
+    for failed in [streamed, got, listed] {
+        assert_eq!(
+            (failed.code(), reason(&failed).as_str()),
+            (Code::DataLoss, "LOG_DAMAGED")
+        );
+        let metadata = failed.get_details_error_info().unwrap().metadata;
+        assert_eq!(metadata["position"], "3");
+        assert!(failed.get_details_retry_info().is_none());
+        assert!(!failed.message().contains("secret"), "{}", failed.message());
+    }
+    // Who starts after it does not need it.
+    let mut stream = server.subscribe(after(&server, 3)).await;
+    next_place(&mut stream).await.unwrap();
+}
+
+/// A watch on the health of each service, which is well so far.
+async fn health(server: &Server) -> Vec<Streaming<HealthCheckResponse>> {
+    let mut watches = Vec::new();
+    for service in SERVICES {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let mut client = HealthClient::new(server.channel.clone());
+        let mut watch = client.watch(request).await.unwrap().into_inner();
+        assert_eq!(next_health(&mut watch).await, ServingStatus::Serving);
+        watches.push(watch);
+    }
+    watches
+}
+
+async fn next_health(watch: &mut Streaming<HealthCheckResponse>) -> ServingStatus {
+    let message = time::timeout(PATIENCE, watch.message()).await;
+    message.expect("news in time").unwrap().unwrap().status()
+}
+
+#[tokio::test]
+async fn a_server_whose_log_cannot_write_is_not_well_until_it_can() {
+    let log = TroubledLog::new();
+    let server = server_with(&log, 1).await;
+    let mut watches = health(&server).await;
+    for (health, status) in [
+        (
+            Health::Unwritable("disk full".to_owned()),
+            ServingStatus::NotServing,
+        ),
+        (Health::Well, ServingStatus::Serving),
+    ] {
+        log.set_health(health);
+        for watch in &mut watches {
+            assert_eq!(next_health(watch).await, status);
+        }
+    }
+    // It could be read all along, and can be stopped.
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_has_failed_ends_the_server_in_order() {
+    let log = TroubledLog::new();
+    let server = server_with(&log, 1).await;
+    let mut watches = health(&server).await;
+    let mut stream = server.subscribe(after(&server, 0)).await;
+    log.set_health(Health::Failed("sync: input/output error".to_owned()));
+    for watch in &mut watches {
+        assert_eq!(next_health(watch).await, ServingStatus::NotServing);
+    }
+    while !matches!(
+        next(&mut stream).await.message,
+        Some(SubscribeMessage::Draining(_))
+    ) {}
+    let end = stream.message().await.unwrap_err();
+    assert_eq!(reason(&end), "DRAINING");
+    drop((watches, stream));
+    let failed = server.ended().await.unwrap_err();
+    assert_eq!(
+        failed.to_string(),
+        "the log failed and cannot be written any more: sync: input/output error; restart verdict, which reads the disk \
+         again"
+    );
+}
+
+#[tokio::test]
+async fn a_log_that_failed_before_the_start_ends_the_server_at_once() {
+    let log = TroubledLog::new();
+    log.set_health(Health::Failed("sync".to_owned()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let never = std::future::pending();
+    let run = transport::run(server_config(), Vec::new(), log, listener, never);
+    let ended = time::timeout(PATIENCE, run).await.unwrap();
+    assert!(matches!(ended, Err(ServeError::Log(why)) if why == "sync"));
 }
 
 /// Formats everything that carries a webhook or an event, with a name in each of its fields.
