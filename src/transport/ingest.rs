@@ -38,8 +38,8 @@ pub(super) struct Begun {
 }
 
 impl Shared {
-    /// Begins to take a webhook, on a task of its own: a caller that goes away neither stops what has begun nor keeps it
-    /// from being counted.
+    /// Begins to take a webhook, on a task of its own: a caller that goes away neither stops what has begun nor keeps
+    /// it from being counted.
     pub(super) fn begin(&self, call: Call, request: IngestRequest) -> Result<Begun, Status> {
         let received_at = now();
         self.check_limits(&request)?;

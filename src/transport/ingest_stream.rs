@@ -1,8 +1,8 @@
 //! `IngestStream`: many webhooks over one stream, several at a time.
 //!
-//! It is pulled, like a subscription: a request is read only when the caller takes answers and there is room. So a stream
-//! holds at most [`MAX_IN_FLIGHT`] requests and their answers, of [`MAX_IN_FLIGHT_BYTES`] and the one request that exceeds
-//! them; who sends more is held back by the flow control of HTTP/2.
+//! It is pulled, like a subscription: a request is read only when the caller takes answers and there is room. So a
+//! stream holds at most [`MAX_IN_FLIGHT`] requests and their answers, of [`MAX_IN_FLIGHT_BYTES`] and the one request
+//! that exceeds them; who sends more is held back by the flow control of HTTP/2.
 
 use std::pin::Pin;
 

@@ -102,8 +102,8 @@ impl Page<'_> {
         }
     }
 
-    /// Fills the page with the event at a place, or the newest one, and those before it, newest first. Returns the place
-    /// at which the next page goes on.
+    /// Fills the page with the event at a place, or the newest one, and those before it, newest first. Returns the
+    /// place at which the next page goes on.
     async fn fill_from_newest(
         &mut self,
         from: Option<Position>,

@@ -143,7 +143,7 @@ pub async fn run(
         .http2_keepalive_timeout(Some(Duration::from_secs(
             shared.config.keepalive_timeout_seconds,
         )))
-        // What a held-back stream has sent ahead stays unread; the other calls of its connection must have room beside it.
+        // What a held-back stream has sent ahead stays unread; the other calls of its connection need room beside it.
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         // Whoever sends half a request must not keep a place for ever.

@@ -1,6 +1,6 @@
 //! The promises of IngestStream.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use tokio::{sync::mpsc, time};
 use tonic::{
@@ -10,7 +10,7 @@ use tonic::{
 use tonic_types::StatusExt;
 use verdict::{
     config::ServerConfig,
-    log::Position,
+    log::{EventLog, Position},
     proto::{
         IngestRequest, IngestResponse, IngestStatus, IngestStreamError, IngestStreamRequest,
         IngestStreamResponse, ListSourcesRequest, SubscribeMessage,
@@ -336,8 +336,7 @@ async fn what_has_begun_goes_on_without_its_caller() {
     server.begin_stop();
     log.set_gate(true);
     server.stop().await;
-    let end: Arc<dyn verdict::log::EventLog> = log;
-    assert_eq!(end.tail().end(), Position(3));
+    assert_eq!(log.tail().end(), Position(3));
 }
 
 #[tokio::test]
@@ -393,6 +392,23 @@ async fn a_message_over_the_limit_ends_the_stream_after_the_answers() {
         (Code::InvalidArgument, "PAYLOAD_TOO_LARGE")
     );
     assert_eq!(server.log.tail().end(), Position(1));
+}
+
+#[tokio::test]
+async fn what_is_no_request_ends_the_stream() {
+    let server = Server::start().await;
+    let mut client = tonic::client::Grpc::new(server.channel.clone());
+    client.ready().await.unwrap();
+    // A message whose first field is a number, where the request has a text.
+    let codec = tonic_prost::ProstCodec::<u64, ()>::default();
+    let path = http::uri::PathAndQuery::from_static("/verdict.v1.VerdictService/IngestStream");
+    let messages = tonic::Request::new(tokio_stream::once(7_u64));
+    let mut answers = client.streaming(messages, path, codec).await.unwrap();
+    let end = answers.get_mut().message().await.unwrap_err();
+    assert_eq!(
+        (end.code(), reason(&end).as_str()),
+        (Code::InvalidArgument, "INVALID_REQUEST")
+    );
 }
 
 #[tokio::test]

@@ -1,17 +1,22 @@
 //! GetVerification: where a verification stands, and its history.
 
+use bytes::Bytes;
+use prost::Message;
+use prost_types::Timestamp;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
+use uuid::Uuid;
 use verdict::{
-    log::Position,
+    event,
+    log::{NewEvent, Origin, Position},
     proto::{
-        GetVerificationRequest, GetVerificationResponse, IngestStatus, ListEventsRequest,
-        VerificationEvent,
+        GetVerificationRequest, GetVerificationResponse, IngestStatus, ListEventsRequest, Source,
+        Verification, VerificationEvent, verification_event::Detail,
     },
 };
 
 use crate::{
-    support::{Server, fixture, gu1_request, reason, request, server_config},
+    support::{Server, fixture, gu1_request, memory_log, reason, request, server_config},
     trouble::TroubledLog,
 };
 
@@ -32,10 +37,9 @@ async fn get(
 }
 
 /// Accepts an event of a verification, with the provider's time of it.
-async fn accept(server: &Server, verification_id: &str, day: u32, padding: usize) {
-    let padding = "x".repeat(padding);
+async fn accept(server: &Server, verification_id: &str, day: u32) {
     let body = format!(
-        r#"{{"event":"kyc.validation_approved","timestamp":"2026-05-{day:02}T10:00:00Z","payload":{{"id":"{verification_id}","entityId":"ent-{day}","status":"approved","decision":"{padding}"}}}}"#
+        r#"{{"event":"kyc.validation_approved","timestamp":"2026-05-{day:02}T10:00:00Z","payload":{{"id":"{verification_id}","entityId":"ent-{day}","status":"approved"}}}}"#
     );
     let response = server.ingest(gu1_request(body)).await.unwrap();
     assert_eq!(response.status(), IngestStatus::Accepted);
@@ -49,8 +53,8 @@ fn revisions(history: &[VerificationEvent]) -> Vec<u64> {
 async fn the_latest_event_by_the_providers_time_is_the_current_one() {
     let server = Server::start().await;
     for day in [10, 12, 11] {
-        accept(&server, "val-1", day, 0).await;
-        accept(&server, &format!("other-{day}"), day, 0).await;
+        accept(&server, "val-1", day).await;
+        accept(&server, &format!("other-{day}"), day).await;
     }
     let got = get(&server, of("val-1")).await.unwrap();
     assert_eq!(revisions(&got.history), [3, 2, 1]);
@@ -72,7 +76,7 @@ async fn the_latest_event_by_the_providers_time_is_the_current_one() {
 async fn the_history_comes_in_pages_with_the_current_event_on_each() {
     let server = Server::start().await;
     for day in 1..=31 {
-        accept(&server, "val-1", day, 0).await;
+        accept(&server, "val-1", day).await;
     }
     for (page_size, most) in [(0, 50), (1, 1), (20, 20), (31, 31), (1000, 1000)] {
         let mut request = GetVerificationRequest {
@@ -96,6 +100,55 @@ async fn the_history_comes_in_pages_with_the_current_event_on_each() {
 }
 
 #[tokio::test]
+async fn a_page_is_no_larger_than_callers_take() {
+    let log = memory_log();
+    let verification = Verification {
+        verification_id: "val-1".to_owned(),
+        level: "x".repeat(100 << 10),
+        ..Default::default()
+    };
+    for number in 1..=30 {
+        let event = VerificationEvent {
+            source: Some(Source {
+                provider: "gu1".to_owned(),
+                account: "default".to_owned(),
+                ..Default::default()
+            }),
+            detail: Some(Detail::Verification(verification.clone())),
+            ..Default::default()
+        };
+        let appended = log.append(NewEvent {
+            event_id: Uuid::from_u128(number),
+            content_sha256: [0; 32],
+            verification: event::verification_key(&event),
+            occurred_at: None,
+            received_at: Timestamp::default(),
+            origin: Origin::Received,
+            encoded: event::encode(event),
+            delivery: Bytes::new(),
+        });
+        let _ = appended.await.unwrap();
+    }
+    let server = Server::start_with(server_config(), log).await;
+    let mut request = GetVerificationRequest {
+        page_size: 1000,
+        ..of("val-1")
+    };
+    let mut listed = Vec::new();
+    loop {
+        let page = get(&server, request.clone()).await.unwrap();
+        // One page, and the current event.
+        assert!(page.encoded_len() < (1 << 20) + (101 << 10));
+        listed.extend(revisions(&page.history));
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, (1..=30).rev().collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn personal_data_is_returned_only_when_asked_for() {
     let server = Server::start().await;
     let webhook = fixture("gu1", "kyc_approved");
@@ -103,8 +156,7 @@ async fn personal_data_is_returned_only_when_asked_for() {
     let newest = ListEventsRequest::default();
     let newest = server.client.clone().list_events(newest).await.unwrap();
     let event = newest.into_inner().events[0].event.clone().unwrap();
-    let Some(verdict::proto::verification_event::Detail::Verification(verification)) = event.detail
-    else {
+    let Some(Detail::Verification(verification)) = event.detail else {
         panic!("not a verification");
     };
     for include_personal_data in [false, true] {
@@ -122,7 +174,7 @@ async fn personal_data_is_returned_only_when_asked_for() {
 #[tokio::test]
 async fn what_is_not_there_is_not_found() {
     let server = Server::start().await;
-    accept(&server, "val-1", 1, 0).await;
+    accept(&server, "val-1", 1).await;
     let unknown = [
         of("val-2"),
         GetVerificationRequest {
@@ -147,8 +199,8 @@ async fn what_is_not_there_is_not_found() {
 async fn wrong_wishes_are_named() {
     let server = Server::start().await;
     for day in 1..=3 {
-        accept(&server, "val-1", day, 0).await;
-        accept(&server, "val-2", day, 0).await;
+        accept(&server, "val-1", day).await;
+        accept(&server, "val-2", day).await;
     }
     let page = GetVerificationRequest {
         page_size: 1,
@@ -200,7 +252,7 @@ async fn a_history_ends_where_retention_has_come_to() {
     let server = Server::start_with(server_config(), log.clone()).await;
     // The newest but one is the current one.
     for day in [1, 2, 4, 3] {
-        accept(&server, "val-1", day, 0).await;
+        accept(&server, "val-1", day).await;
     }
     let page = GetVerificationRequest {
         page_size: 2,
