@@ -33,22 +33,13 @@ pub(super) async fn follow(
     reporter: &HealthReporter,
     mut health: watch::Receiver<Health>,
 ) -> String {
-    let mut was_well = true;
     loop {
         let now = health.borrow_and_update().clone();
         match now {
-            Health::Well if was_well => report(reporter, ServingStatus::Serving).await,
-            Health::Well => {
-                tracing::info!("the log can be written again");
-                report(reporter, ServingStatus::Serving).await;
-            }
-            Health::Unwritable(ref why) => {
-                tracing::error!(error = why, "the log cannot be written");
-                report(reporter, ServingStatus::NotServing).await;
-            }
+            Health::Well => report(reporter, ServingStatus::Serving).await,
+            Health::Unwritable(_) => report(reporter, ServingStatus::NotServing).await,
             Health::Failed(why) => return why,
         }
-        was_well = now == Health::Well;
         if health.changed().await.is_err() {
             // A log that tells nothing more stays as it is.
             future::pending::<()>().await;

@@ -12,7 +12,7 @@ use verdict::{
 
 use crate::{
     support::{Server, append, decode, memory_log, reason, server_config},
-    trouble::TroubledLog,
+    troubled_log::TroubledLog,
 };
 
 async fn commit(server: &Server, consumer: &str, cursor: &str, force: bool) -> Result<(), Status> {

@@ -23,7 +23,7 @@ use crate::{
         PATIENCE, Server, fixture, from_earliest, gu1_body, gu1_request, memory_log, next, reason,
         request, requests, server_config,
     },
-    trouble::TroubledLog,
+    troubled_log::TroubledLog,
 };
 
 /// One stream, from its client's side.

@@ -13,7 +13,7 @@ use verdict::{
 
 use crate::{
     support::{Server, append, fixture, memory_log, reason, request, server_config},
-    trouble::TroubledLog,
+    troubled_log::TroubledLog,
 };
 
 async fn list(server: &Server, request: ListEventsRequest) -> Result<ListEventsResponse, Status> {

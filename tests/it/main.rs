@@ -24,4 +24,5 @@ mod status;
 mod subscribe;
 mod support;
 mod trouble;
+mod troubled_log;
 mod verification;

@@ -17,7 +17,7 @@ use verdict::{
 
 use crate::{
     support::{Server, fixture, gu1_request, memory_log, reason, request, server_config},
-    trouble::TroubledLog,
+    troubled_log::TroubledLog,
 };
 
 fn of(verification_id: &str) -> GetVerificationRequest {

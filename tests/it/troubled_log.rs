@@ -1,0 +1,292 @@
+//! A log that gets into trouble when a test wants it to.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use prost_types::Timestamp;
+use tokio::{sync::watch, time};
+use uuid::Uuid;
+use verdict::log::{
+    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,
+    NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, ReadError, ReadLimit, Stats,
+    StoredEvent, StoredQuarantined, Tail, VerificationState,
+};
+
+use crate::support::{PATIENCE, memory_log};
+
+/// A log in memory, and the trouble that a test gives it.
+pub(crate) struct TroubledLog {
+    log: Arc<dyn EventLog>,
+    trouble: Mutex<Trouble>,
+    health: watch::Sender<Health>,
+    /// Whether appends may pass.
+    gate: watch::Sender<bool>,
+    /// The appends that wait at the gate.
+    waiting: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Trouble {
+    /// The disk has gone away.
+    gone: bool,
+    /// Retention has come so far.
+    start: Position,
+    /// Retention comes so far just before the next read.
+    next_start: Option<Position>,
+    /// The event here cannot be read.
+    damaged: Option<Position>,
+}
+
+/// One append that waits; it is counted as long as it does, whatever becomes of it.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl TroubledLog {
+    /// Without any trouble yet.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            log: memory_log(),
+            trouble: Mutex::default(),
+            health: watch::Sender::new(Health::Well),
+            gate: watch::Sender::new(true),
+            waiting: watch::Sender::new(0),
+        })
+    }
+
+    /// A log on a disk that has gone away. It says that its first five events are no longer retained.
+    pub(crate) fn gone() -> Arc<Self> {
+        let log = Self::new();
+        log.go_away();
+        log.retain_after(5);
+        log
+    }
+
+    /// The disk goes away.
+    pub(crate) fn go_away(&self) {
+        self.trouble().gone = true;
+    }
+
+    /// Retention passes everything up to here.
+    pub(crate) fn retain_after(&self, position: u64) {
+        self.trouble().start = Position(position);
+    }
+
+    /// Retention passes everything up to here, just before something is read again.
+    pub(crate) fn retain_after_at_next_read(&self, position: u64) {
+        self.trouble().next_start = Some(Position(position));
+    }
+
+    /// The event here cannot be read any more.
+    pub(crate) fn damage(&self, position: u64) {
+        self.trouble().damaged = Some(Position(position));
+    }
+
+    /// Says how the log is.
+    pub(crate) fn set_health(&self, health: Health) {
+        self.health.send_replace(health);
+    }
+
+    /// Holds appends back, or lets all of them pass.
+    pub(crate) fn set_gate(&self, open: bool) {
+        self.gate.send_replace(open);
+    }
+
+    /// Waits until so many appends are held back.
+    pub(crate) async fn held_back(&self, appends: usize) {
+        let mut waiting = self.waiting.subscribe();
+        let reached = waiting.wait_for(|waiting| *waiting >= appends);
+        let reached = time::timeout(PATIENCE, reached).await;
+        let _ = reached
+            .unwrap_or_else(|_| panic!("no {appends} appends in time"))
+            .unwrap();
+    }
+
+    /// How many appends are held back.
+    pub(crate) fn waiting(&self) -> usize {
+        *self.waiting.borrow()
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap()
+    }
+
+    /// Whether an event can be read.
+    fn check(&self, position: Position) -> Result<(), ReadError> {
+        let mut trouble = self.trouble();
+        if let Some(start) = trouble.next_start.take() {
+            trouble.start = start;
+        }
+        if trouble.gone {
+            return gone_read();
+        }
+        if position <= trouble.start {
+            return Err(ReadError::NotRetained);
+        }
+        if trouble.damaged == Some(position) {
+            return Err(ReadError::Damaged {
+                position,
+                place: "a secret file".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn gone_read<T>() -> Result<T, ReadError> {
+    Err(ReadError::Unavailable("input/output error".to_owned()))
+}
+
+fn gone_append<T>() -> Result<T, AppendError> {
+    Err(AppendError::Unavailable(
+        "no space left on device".to_owned(),
+    ))
+}
+
+#[async_trait]
+impl EventLog for TroubledLog {
+    fn cursor(&self, position: Position) -> Cursor {
+        self.log.cursor(position)
+    }
+
+    fn resolve(&self, cursor: &Cursor) -> Result<Position, OutOfRange> {
+        if cursor.position < self.start() {
+            return Err(OutOfRange::NotRetained);
+        }
+        self.log.resolve(cursor)
+    }
+
+    fn tail(&self) -> &Tail {
+        self.log.tail()
+    }
+
+    fn start(&self) -> Position {
+        self.trouble().start
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    fn stats(&self) -> Stats {
+        self.log.stats()
+    }
+
+    async fn append(&self, event: NewEvent) -> Result<Appended, AppendError> {
+        let waiting = Waiting::begin(&self.waiting);
+        let _ = self.gate.subscribe().wait_for(|open| *open).await;
+        drop(waiting);
+        if self.trouble().gone {
+            return gone_append();
+        }
+        self.log.append(event).await
+    }
+
+    async fn read(&self, after: Position, limit: ReadLimit) -> Result<Vec<StoredEvent>, ReadError> {
+        self.check(Position(after.0 + 1))?;
+        let mut events = self.log.read(after, limit).await?;
+        if let Some(damaged) = self.trouble().damaged {
+            events.retain(|event| after >= damaged || event.position < damaged);
+        }
+        Ok(events)
+    }
+
+    async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
+        let found = self.log.find(event_id).await?;
+        let position = found.as_ref().map_or(Position(u64::MAX), |f| f.position);
+        match self.check(position) {
+            Err(ReadError::NotRetained) => Ok(None),
+            checked => checked.map(|()| found),
+        }
+    }
+
+    async fn position_before(&self, since: Timestamp) -> Result<Position, ReadError> {
+        if self.trouble().gone {
+            return gone_read();
+        }
+        let position = self.log.position_before(since).await?;
+        Ok(position.max(self.start()))
+    }
+
+    async fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError> {
+        self.check(position)?;
+        self.log.delivery(position).await
+    }
+
+    async fn verification(&self, key: [u8; 32]) -> Result<Option<VerificationState>, ReadError> {
+        if self.trouble().gone {
+            return gone_read();
+        }
+        let state = self.log.verification(key).await?;
+        Ok(state.filter(|state| state.last > self.start()))
+    }
+
+    async fn history(&self, from: Position, limit: usize) -> Result<History, ReadError> {
+        self.check(from)?;
+        let mut history = self.log.history(from, limit).await?;
+        let start = self.start();
+        history.events.retain(|event| event.position > start);
+        history.next = history.next.filter(|next| *next > start);
+        Ok(history)
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        if self.trouble().gone {
+            return Ok(gone_append()?);
+        }
+        self.log.commit(commit).await
+    }
+
+    async fn forget(&self, consumer: String) -> Result<(), AppendError> {
+        self.log.forget(consumer).await
+    }
+
+    fn consumers(&self) -> Vec<Consumer> {
+        self.log.consumers()
+    }
+
+    async fn quarantine(&self, delivery: NewQuarantined) -> Result<(), AppendError> {
+        if self.trouble().gone {
+            return gone_append();
+        }
+        self.log.quarantine(delivery).await
+    }
+
+    async fn quarantined(
+        &self,
+        kind: QuarantineKind,
+        after: u64,
+        limit: ReadLimit,
+    ) -> Result<Vec<StoredQuarantined>, ReadError> {
+        if self.trouble().gone {
+            return gone_read();
+        }
+        self.log.quarantined(kind, after, limit).await
+    }
+
+    async fn find_quarantined(&self, id: Uuid) -> Result<Option<StoredQuarantined>, ReadError> {
+        if self.trouble().gone {
+            return gone_read();
+        }
+        self.log.find_quarantined(id).await
+    }
+
+    async fn release(&self, id: Uuid) -> Result<bool, AppendError> {
+        if self.trouble().gone {
+            return gone_append();
+        }
+        self.log.release(id).await
+    }
+}
