@@ -1,9 +1,19 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs.
 
-.PHONY: test check lint setup format-check clippy docs deny proto-lint audit
+.PHONY: test crash soak check lint setup format-check clippy docs deny proto-lint audit
 
 test:
 	cargo test --locked
+
+# Power cuts under the log, on a simulated disk.
+crash: export VERDICT_CRASH_CUTS ?= 2000
+crash:
+	cargo test --locked --release --test it crash:: -- --nocapture
+
+# Millions of events through the server, while it deletes old ones.
+soak: export VERDICT_SOAK_EVENTS ?= 10000000
+soak:
+	cargo test --locked --release --test it soak:: -- --nocapture
 
 check: lint test
 
