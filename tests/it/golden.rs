@@ -24,6 +24,7 @@ use verdict::{
 };
 
 use crate::{
+    backup::copy,
     log::{ALL, at, decode, new_event},
     support::log_config,
 };
@@ -34,23 +35,6 @@ fn folder(format: u32) -> PathBuf {
 
 fn open(config: &LogConfig, id: u128) -> EmbeddedLog {
     EmbeddedLog::open(config, Uuid::from_u128(id)).unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let (name, path) = (entry.file_name(), entry.path());
-        if name == "index" || name == "lock" {
-            continue;
-        }
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&path, &to.join(name)),
-            false => {
-                fs::copy(path, to.join(name)).unwrap();
-            }
-        }
-    }
 }
 
 /// Everything that a log holds, as text.

@@ -1,6 +1,7 @@
 //! verdict from outside: one binary, a module for each subject.
 
 mod adapters;
+mod backup;
 mod bad_input;
 mod cli;
 mod config;
@@ -16,6 +17,7 @@ mod list_events;
 mod log;
 mod manners;
 mod quarantine;
+mod readme;
 mod renormalize;
 mod retention;
 mod simulated_disk;
