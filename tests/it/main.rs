@@ -10,6 +10,7 @@ mod crash;
 mod damage;
 mod fixtures;
 mod golden;
+mod history;
 mod ingest;
 mod ingest_stream;
 mod known_answers;
