@@ -191,7 +191,8 @@ impl Subscription {
                     self.live = true;
                     return Ok(Message::CaughtUp);
                 }
-                Some(_) => self.wait().await,
+                Some(_) if self.wait().await => return Ok(Message::Heartbeat),
+                Some(_) => {}
                 None if self.live => {
                     self.live = false;
                     return Ok(Message::FellBehind);
@@ -234,13 +235,14 @@ impl Subscription {
         Ok(events)
     }
 
-    /// Waits until there may be something to send.
-    async fn wait(&mut self) {
+    /// Waits until there may be something to send. Returns whether that is a heartbeat: a tick that has been taken does not
+    /// come again, and one that is put back is not due before the next millisecond.
+    async fn wait(&mut self) -> bool {
         tokio::select! {
             // The log outlives its subscriptions, so its end can always be watched.
-            _ = self.end.changed() => {}
-            _ = self.draining.cancelled() => {}
-            _ = self.heartbeat.tick() => self.heartbeat.reset_immediately(),
+            _ = self.end.changed() => false,
+            _ = self.draining.cancelled() => false,
+            _ = self.heartbeat.tick() => true,
         }
     }
 }

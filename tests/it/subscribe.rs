@@ -554,6 +554,26 @@ async fn a_silent_stream_sends_heartbeats() {
     }
 }
 
+/// By the real clock: a paused one hides that timers of tokio are never due at once.
+#[tokio::test]
+async fn a_silent_stream_sends_heartbeats_by_the_real_clock() {
+    let server = Server::start().await;
+    let heartbeat_interval = prost_types::Duration {
+        seconds: 1,
+        nanos: 0,
+    };
+    let mut stream = server
+        .subscribe(SubscribeRequest {
+            heartbeat_interval: Some(heartbeat_interval),
+            ..Default::default()
+        })
+        .await;
+    let caught_up = next(&mut stream).await.message;
+    assert!(matches!(caught_up, Some(SubscribeMessage::CaughtUp(_))));
+    let heartbeat = next(&mut stream).await.message;
+    assert!(matches!(heartbeat, Some(SubscribeMessage::Heartbeat(_))));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_moves_the_cursor_of_a_stream_that_matches_nothing() {
     let log = memory_log();
