@@ -12,6 +12,7 @@ mod record;
 mod recorder;
 mod senders;
 mod server;
+mod story;
 mod subscribers;
 
 use std::{
