@@ -1,9 +1,15 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs.
 
-.PHONY: test crash soak check lint setup format-check clippy docs deny proto-lint audit
+.PHONY: test history crash soak check lint setup format-check clippy docs deny proto-lint audit
 
 test:
 	cargo test --locked
+
+# Clients that take down what they see while the server is killed again and again, and a checker of what they saw. Prints
+# its seed; VERDICT_HISTORY_SEED makes the same choices again.
+history: export VERDICT_HISTORY_OPERATIONS ?= 1000000
+history:
+	cargo test --locked --release --test it history:: -- --nocapture
 
 # Power cuts under the log, on a simulated disk.
 crash: export VERDICT_CRASH_CUTS ?= 2000

@@ -47,40 +47,14 @@ impl Sender {
 
     pub(crate) async fn run(mut self) -> Records {
         while !self.world.is_done() {
-            match self.rng.u8(..100) {
-                0..60 => {
-                    let event = self.world.new_event();
-                    self.deliver(event, 0).await;
-                }
-                60..72 => {
-                    let event = self.recent();
-                    self.deliver(event, 0).await;
-                }
-                72..86 => {
-                    let event = self.rng.u32(..=self.world.newest_event());
-                    self.deliver(event, 0).await;
-                }
-                86..90 => self.contradict().await,
-                _ => self.read().await,
+            if self.rng.u8(..10) == 0 {
+                self.read().await;
+            } else {
+                let (event, variant) = self.world.any_delivery(&mut self.rng);
+                self.deliver(event, variant).await;
             }
         }
         self.records
-    }
-
-    /// An event that some other sender may be sending right now.
-    fn recent(&mut self) -> EventNo {
-        let newest = self.world.newest_event();
-        newest.saturating_sub(self.rng.u32(..IN_FLIGHT))
-    }
-
-    /// Sends an event with the wrong content, where it can have one.
-    async fn contradict(&mut self) {
-        let event = match self.rng.bool() {
-            true => self.recent(),
-            false => self.rng.u32(..=self.world.newest_event()),
-        };
-        let [right, wrong] = Content::of(self.world.seed, event);
-        self.deliver(event, usize::from(right != wrong)).await;
     }
 
     /// Delivers, and as a rule delivers again when nobody knows what became of it.
@@ -174,8 +148,26 @@ fn found(
 }
 
 impl World {
+    /// What to deliver next, and with which content: mostly new events, and many that are sent again.
+    pub(crate) fn any_delivery(&self, rng: &mut Rng) -> (EventNo, usize) {
+        let any = |rng: &mut Rng| rng.u32(..=self.newest_event());
+        // Some other client may be sending it right now.
+        let recent = |rng: &mut Rng| self.newest_event().saturating_sub(rng.u32(..IN_FLIGHT));
+        match rng.u8(..90) {
+            0..60 => (self.new_event(), 0),
+            60..72 => (recent(rng), 0),
+            72..86 => (any(rng), 0),
+            // With the wrong content, where the event can have one.
+            choice => {
+                let event = if choice < 88 { recent(rng) } else { any(rng) };
+                let [right, wrong] = Content::of(self.seed, event);
+                (event, usize::from(right != wrong))
+            }
+        }
+    }
+
     /// The signed webhook of an event.
-    fn webhook(&self, event: EventNo, content: &Content) -> IngestRequest {
+    pub(crate) fn webhook(&self, event: EventNo, content: &Content) -> IngestRequest {
         let source = &self.sources[content.source as usize];
         let webhook = sign(source, content.body(event));
         IngestRequest {
