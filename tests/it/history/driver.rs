@@ -66,7 +66,7 @@ pub(crate) struct World {
     pub(crate) recorder: Recorder,
     pub(crate) sources: Vec<verdict::source::Source>,
     pub(crate) url: String,
-    door: watch::Receiver<Door>,
+    pub(crate) door: watch::Receiver<Door>,
     /// The last cursor of the log, once nothing more is sent.
     end: watch::Receiver<Option<CursorNo>>,
     events: AtomicU32,
@@ -135,12 +135,12 @@ impl World {
         self.reconnects.fetch_add(1, Relaxed);
     }
 
-    /// Reads the whole log.
-    async fn read_all(&self) -> Stream {
-        let mut stream = Stream {
-            start: Start::Earliest,
-            filter: Filter::default(),
-            stop_when_caught_up: true,
+    /// A stream that begins now, before anything is known of it.
+    pub(crate) fn stream(&self, start: Start, filter: Filter) -> Stream {
+        Stream {
+            start,
+            filter,
+            stop_when_caught_up: false,
             span: Span {
                 invoked: self.begin(),
                 completed: 0,
@@ -148,7 +148,13 @@ impl World {
             opened: None,
             messages: Vec::new(),
             end: End::Done,
-        };
+        }
+    }
+
+    /// Reads the whole log.
+    async fn read_all(&self) -> Stream {
+        let mut stream = self.stream(Start::Earliest, Filter::default());
+        stream.stop_when_caught_up = true;
         let mut responses = self.open(&stream).await.expect("a server that runs");
         stream.opened = Some(self.recorder.now());
         while let Some(response) = next(&mut responses).await.expect("no fault") {

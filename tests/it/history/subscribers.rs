@@ -16,7 +16,7 @@ use verdict::proto::{
 use super::{
     content::Filter,
     driver::World,
-    record::{CursorNo, End, Failure, Message, Span, Start, Stream},
+    record::{CursorNo, End, Failure, Message, Start, Stream},
     recorder::Records,
 };
 use crate::support::PATIENCE;
@@ -100,18 +100,8 @@ impl Subscriber {
     }
 
     async fn subscribe(&mut self, plan: Plan) {
-        let mut stream = Stream {
-            start: plan.start,
-            filter: plan.filter.clone(),
-            stop_when_caught_up: plan.stop_when_caught_up,
-            span: Span {
-                invoked: self.world.begin(),
-                completed: 0,
-            },
-            opened: None,
-            messages: Vec::new(),
-            end: End::Left,
-        };
+        let mut stream = self.world.stream(plan.start, plan.filter.clone());
+        stream.stop_when_caught_up = plan.stop_when_caught_up;
         stream.end = match self.world.open(&stream).await {
             Err(failure) => End::Failed(failure),
             Ok(mut responses) => {
