@@ -24,7 +24,7 @@ use std::{
 use self::{
     checker::{Evidence, Violation},
     driver::{Settings, World},
-    record::{EventNo, History},
+    record::{Answer, EventNo, History},
 };
 
 /// Enough for half a minute of a debug build.
@@ -66,9 +66,21 @@ fn summary(history: &History, world: &World, violations: &[Violation]) -> String
     for violation in violations {
         *kinds.entry(violation.kind).or_default() += 1;
     }
+    let mut answers = [0; 4];
+    for ingest in ingests {
+        let answer = match ingest.answer {
+            Answer::Accepted(_) => 0,
+            Answer::Duplicate(_) => 1,
+            Answer::Quarantined => 2,
+            Answer::Ignored | Answer::Failed(_) => 3,
+        };
+        answers[answer] += 1;
+    }
+    let [accepted, duplicate, quarantined, unknown] = answers;
     let count = |counter: &AtomicU64| counter.load(Relaxed);
     format!(
-        "operations: {operations} ({} ingests, {} subscriptions, {} reads, {} commits)\n\
+        "operations: {operations} ({} ingests: {accepted} accepted, {duplicate} duplicate, {quarantined} quarantined, \
+         {unknown} without an answer; {} subscriptions, {} reads, {} commits)\n\
          events in the log: {}\n\
          events delivered to subscribers: {}\n\
          faults: {} kills, {} reconnects, {} stalls\n\
