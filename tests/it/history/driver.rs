@@ -18,17 +18,21 @@ use tokio::{
 use tonic::transport::Channel;
 
 use super::{
+    consumers::Consumer,
     content::{Content, Filter},
     record::{CursorNo, End, EventNo, History, Message, Moment, Span, Start, Stream},
     recorder::{Recorder, Records},
     senders::Sender,
     server::{Door, Home, Keeper},
+    stream_senders::StreamSender,
     subscribers::{Subscriber, next},
 };
 
 /// How many clients of each kind there are.
-const SENDERS: usize = 96;
+const SENDERS: usize = 64;
+const STREAM_SENDERS: usize = 3;
 const SUBSCRIBERS: usize = 10;
+const CONSUMERS: u32 = 4;
 
 /// How much to do, and which luck to have.
 #[derive(Clone, Copy, Debug)]
@@ -195,9 +199,15 @@ pub(crate) async fn run(settings: Settings) -> (History, Arc<World>) {
     for number in 0..SENDERS {
         senders.spawn(Sender::new(Arc::clone(&world), rng.fork(), number).run());
     }
+    for number in 0..STREAM_SENDERS {
+        senders.spawn(StreamSender::new(Arc::clone(&world), rng.fork(), number).run());
+    }
     let mut subscribers = JoinSet::new();
     for _ in 0..SUBSCRIBERS {
         subscribers.spawn(Subscriber::new(Arc::clone(&world), rng.fork()).run());
+    }
+    for number in 0..CONSUMERS {
+        subscribers.spawn(Consumer::new(Arc::clone(&world), rng.fork(), number).run());
     }
     let keeper: JoinHandle<_> =
         tokio::spawn(keeper.kill_often(Arc::clone(&world), settings.kills()));

@@ -5,6 +5,7 @@
 //! `VERDICT_HISTORY_SEED` its clients make the same choices again, though not at the same moments.
 
 mod checker;
+mod consumers;
 mod content;
 mod driver;
 mod planted;
@@ -13,6 +14,7 @@ mod recorder;
 mod senders;
 mod server;
 mod story;
+mod stream_senders;
 mod subscribers;
 
 use std::{

@@ -116,7 +116,7 @@ impl Sender {
     }
 }
 
-fn answer(recorder: &Recorder, response: Result<IngestResponse, Status>) -> Answer {
+pub(crate) fn answer(recorder: &Recorder, response: Result<IngestResponse, Status>) -> Answer {
     let response = match response {
         Ok(response) => response,
         Err(status) => return Answer::Failed(Failure::of(&status)),

@@ -9,11 +9,12 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use verdict::proto::{
-    Earliest, Latest, SubscribeRequest, SubscribeResponse, subscribe_request,
+    Committed, Earliest, Latest, SubscribeRequest, SubscribeResponse, subscribe_request,
     verdict_service_client::VerdictServiceClient,
 };
 
 use super::{
+    consumers::consumer_name,
     content::Filter,
     driver::World,
     record::{CursorNo, End, Failure, Message, Start, Stream},
@@ -163,8 +164,13 @@ impl World {
         &self,
         stream: &Stream,
     ) -> Result<Streaming<SubscribeResponse>, Failure> {
+        let consumer = match stream.start {
+            Start::Committed(consumer) => consumer_name(consumer),
+            _ => String::new(),
+        };
         let request = SubscribeRequest {
             start: Some(self.start(stream.start)),
+            consumer,
             filter: Some(stream.filter.to_proto()),
             stop_when_caught_up: stream.stop_when_caught_up,
             heartbeat_interval: Some(prost_types::Duration {
@@ -196,7 +202,7 @@ impl World {
                 seconds: time.div_euclid(1_000_000_000),
                 nanos: time.rem_euclid(1_000_000_000) as i32,
             }),
-            Start::Committed(_) => unreachable!("consumers have their own calls"),
+            Start::Committed(_) => subscribe_request::Start::Committed(Committed {}),
         }
     }
 
