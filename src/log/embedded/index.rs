@@ -14,7 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
+    config::{CompressionPolicy, PartitioningPolicy},
+};
 use prost::Message;
 use uuid::Uuid;
 
@@ -31,7 +34,7 @@ use crate::log::{Position, VerificationState};
 const MEMTABLE_BYTES: u64 = 8 << 20;
 
 /// What is read from tables and kept in memory.
-const CACHE_BYTES: u64 = 16 << 20;
+const CACHE_BYTES: u64 = 32 << 20;
 
 /// How much of its journal fjall keeps. It is read at the start.
 const JOURNAL_BYTES: u64 = 64 << 20;
@@ -153,7 +156,15 @@ impl Index {
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES)
             .open()?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(MEMTABLE_BYTES)
+                // Ids are random: every lookup wants another part of the filters. Whole, they are too large for the
+                // cache and are read from the disk each time.
+                .filter_block_partitioning_policy(PartitioningPolicy::all(true))
+                .index_block_partitioning_policy(PartitioningPolicy::all(true))
+                .data_block_compression_policy(CompressionPolicy::disabled())
+        };
         let meta = database.keyspace("meta", options)?;
         match meta.get(LOG_ID)? {
             None => meta.insert(LOG_ID, *log_id.as_bytes())?,
