@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Commit, CommitError, Consumer, MAX_CONSUMERS};
 
 /// The consumers of a log, by name.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Consumers(pub(super) BTreeMap<String, Consumer>);
 
 impl Consumers {

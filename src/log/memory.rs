@@ -13,10 +13,10 @@ use uuid::Uuid;
 
 use super::{
     AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,
-    NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, QuarantineStats, ReadError,
-    ReadLimit, Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
+    NewEvent, NewQuarantined, Origin, OutOfRange, Position, QuarantineKind, QuarantineStats,
+    ReadError, ReadLimit, Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
     consumers::Consumers,
-    verification::{Time, time},
+    verification::{Member, Time, time},
 };
 use crate::config::UnverifiedLimits;
 
@@ -33,7 +33,7 @@ pub struct MemoryLog {
 struct State {
     records: Vec<Record>,
     by_id: HashMap<Uuid, Position>,
-    verifications: HashMap<[u8; 32], VerificationState>,
+    verifications: HashMap<[u8; 32], (VerificationState, Vec<Member>)>,
     consumers: Consumers,
     genuine: Quarantine,
     unverified: Quarantine,
@@ -179,9 +179,13 @@ impl EventLog for MemoryLog {
         let position = Position(state.records.len() as u64 + 1);
         let (mut revision, mut late, mut previous) = (0, false, Position(0));
         if let Some(verification) = event.verification {
-            let slot = state.verifications.entry(verification).or_default();
+            let (slot, members) = state.verifications.entry(verification).or_default();
             previous = slot.last;
-            (*slot, late) = slot.next(&event, position);
+            members.push(Member::new(&event, position));
+            (*slot, late) = match event.origin {
+                Origin::Correction(_) => slot.corrected(members),
+                Origin::Received | Origin::Redriven => slot.next(&Member::new(&event, position)),
+            };
             revision = slot.revision;
         }
         let stored = StoredEvent {
@@ -229,15 +233,23 @@ impl EventLog for MemoryLog {
 
     async fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError> {
         let state = self.state();
-        Ok(state.event(position).map(|record| record.delivery.clone()))
+        let delivery = state.event(position).map(|record| record.delivery.clone());
+        Ok(delivery.filter(|delivery| !delivery.is_empty()))
     }
 
     async fn verification(&self, key: [u8; 32]) -> Result<Option<VerificationState>, ReadError> {
-        Ok(self.state().verifications.get(&key).copied())
+        Ok(self
+            .state()
+            .verifications
+            .get(&key)
+            .map(|(state, _)| *state))
     }
 
     async fn history(&self, from: Position, limit: usize) -> Result<History, ReadError> {
         let state = self.state();
+        if from == Position(0) {
+            return Err(ReadError::NotRetained);
+        }
         let mut events = Vec::new();
         let mut next = from;
         while events.len() < limit

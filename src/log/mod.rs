@@ -71,7 +71,8 @@ pub trait EventLog: Send + Sync {
     /// Where a verification stands.
     async fn verification(&self, key: [u8; 32]) -> Result<Option<VerificationState>, ReadError>;
 
-    /// The event at `from` and those before it of the same verification, newest first: at most `limit` of them.
+    /// The event at `from` and those before it of the same verification, newest first: at most `limit` of them, and one at
+    /// least.
     async fn history(&self, from: Position, limit: usize) -> Result<History, ReadError>;
 
     /// Stores how far a consumer has come, and returns when that is durable.
@@ -328,9 +329,15 @@ impl ReadLimit {
         let mut taken = Vec::new();
         let mut bytes = 0;
         for record in records.take(self.records.max(1)) {
-            let record = record?;
-            bytes += size_bytes(&record);
-            taken.push(record);
+            match record {
+                Ok(record) => {
+                    bytes += size_bytes(&record);
+                    taken.push(record);
+                }
+                // What lies before can be read; whoever comes again is told.
+                Err(_) if !taken.is_empty() => break,
+                Err(error) => return Err(error),
+            }
             if bytes >= self.bytes {
                 break;
             }

@@ -30,8 +30,6 @@ pub struct VerificationState {
     pub current: Position,
     /// Whether the order of the log, and not the provider's times, decided on `current`.
     pub ordered_by_log: bool,
-    /// The id of the current event, or of the event that it corrects.
-    pub(super) current_id: Uuid,
     /// The provider's time of the current event.
     pub(super) current_occurred_at: Option<Time>,
     /// When the current event was received.
@@ -49,82 +47,121 @@ pub(super) fn time(timestamp: &Timestamp) -> Time {
     (timestamp.seconds, timestamp.nanos)
 }
 
-impl VerificationState {
-    /// The state after one more event, and whether that event is late.
-    pub(super) fn next(self, event: &NewEvent, position: Position) -> (Self, bool) {
-        let occurred_at = event.occurred_at.as_ref().map(time);
-        let received_at = time(&event.received_at);
-        let first = self.revision == 0;
-        let late = !first && self.is_late(event.origin, occurred_at, received_at);
-        let mut next = Self {
-            revision: self.revision + 1,
-            last: position,
-            latest_occurred_at: self.latest_occurred_at.max(occurred_at),
-            untimed: self.untimed || occurred_at.is_none(),
-            ..self
-        };
-        if late {
-            return (next, true);
+/// An event of a verification, as far as its place among the others depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    pub(super) id: Uuid,
+    pub(super) position: Position,
+    pub(super) origin: Origin,
+    pub(super) occurred_at: Option<Time>,
+    pub(super) received_at: Time,
+}
+
+impl Member {
+    pub(super) fn new(event: &NewEvent, position: Position) -> Self {
+        Self {
+            id: event.event_id,
+            position,
+            origin: event.origin,
+            occurred_at: event.occurred_at.as_ref().map(time),
+            received_at: time(&event.received_at),
         }
-        next.current = position;
-        next.current_occurred_at = occurred_at;
-        next.current_received_at = received_at;
-        match event.origin {
-            // It takes the place of the event that it corrects, whatever put that one there.
-            Origin::Correction(corrected) => next.current_id = corrected,
-            Origin::Received | Origin::Redriven => {
-                next.current_id = event.event_id;
-                let tie = occurred_at == self.latest_occurred_at;
-                next.ordered_by_log = !first && (tie || next.untimed);
-            }
-        }
-        (next, false)
     }
 
-    fn is_late(&self, origin: Origin, occurred_at: Option<Time>, received_at: Time) -> bool {
+    /// The event that it is, or that it corrects.
+    fn original_id(&self) -> Uuid {
+        match self.origin {
+            Origin::Correction(corrected) => corrected,
+            Origin::Received | Origin::Redriven => self.id,
+        }
+    }
+}
+
+impl VerificationState {
+    /// The state after one more event that is no correction, and whether that event is late.
+    pub(super) fn next(self, event: &Member) -> (Self, bool) {
+        let occurred_at = event.occurred_at;
+        let first = self.revision == 0;
         let overtaken = occurred_at.is_some() && occurred_at < self.latest_occurred_at;
         let comparable = occurred_at.is_some()
             && self.current_occurred_at.is_some()
             && occurred_at != self.current_occurred_at;
-        match origin {
-            Origin::Received => overtaken,
-            Origin::Redriven => {
-                overtaken || (!comparable && received_at < self.current_received_at)
-            }
-            Origin::Correction(corrected) => corrected != self.current_id,
+        let was_received_before = event.origin == Origin::Redriven
+            && !comparable
+            && event.received_at < self.current_received_at;
+        let late = !first && (overtaken || was_received_before);
+        let untimed = self.untimed || occurred_at.is_none();
+        let mut next = Self {
+            revision: self.revision + 1,
+            last: event.position,
+            latest_occurred_at: self.latest_occurred_at.max(occurred_at),
+            untimed,
+            ..self
+        };
+        if late {
+            next.ordered_by_log |= !overtaken;
+            return (next, true);
         }
+        next.current = event.position;
+        next.current_occurred_at = occurred_at;
+        next.current_received_at = event.received_at;
+        next.ordered_by_log = !first && (untimed || occurred_at == self.latest_occurred_at);
+        (next, false)
+    }
+
+    /// The state after a correction, and whether that is late. `events` are all events of the verification, in log
+    /// order; the correction is the last of them.
+    ///
+    /// A correction may say another time than the event that it corrects, so all is decided anew, with each event as it
+    /// was corrected last, in its old place.
+    pub(super) fn corrected(self, events: &[Member]) -> (Self, bool) {
+        let mut state = Self::default();
+        for (number, event) in events.iter().enumerate() {
+            let id = event.original_id();
+            if events[..number]
+                .iter()
+                .any(|before| before.original_id() == id)
+            {
+                continue;
+            }
+            let newest = events.iter().rfind(|later| later.original_id() == id);
+            let newest = newest.unwrap_or(event);
+            let origin = match event.origin {
+                Origin::Redriven => Origin::Redriven,
+                Origin::Received | Origin::Correction(_) => Origin::Received,
+            };
+            (state, _) = state.next(&Member { origin, ..*newest });
+        }
+        let correction = events.last().map_or(self.last, |event| event.position);
+        state.revision = self.revision + 1;
+        state.last = correction;
+        (state, state.current != correction)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
-    use crate::event::EncodedEvent;
 
     /// What happens to the events of one verification, in log order: origin, provider's time, time of receipt. Says
     /// which are late, and then which is current and whether the log decided that.
     fn states(events: &[(Origin, Option<i64>, i64)]) -> (Vec<bool>, u64, bool) {
-        let at = |seconds| Timestamp { seconds, nanos: 0 };
-        let mut state = VerificationState::default();
+        let (mut state, mut members) = (VerificationState::default(), Vec::new());
         let mut lates = Vec::new();
         for (number, (origin, occurred_at, received_at)) in (1..).zip(events) {
-            let event = NewEvent {
-                event_id: Uuid::from_u128(number.into()),
-                content_sha256: [0; 32],
-                verification: Some([0; 32]),
-                occurred_at: occurred_at.map(at),
-                received_at: at(*received_at),
+            let event = Member {
+                id: Uuid::from_u128(number.into()),
+                position: Position(number),
                 origin: *origin,
-                encoded: EncodedEvent {
-                    event: Bytes::new(),
-                    personal_data: Bytes::new(),
-                },
-                delivery: Bytes::new(),
+                occurred_at: occurred_at.map(|seconds| (seconds, 0)),
+                received_at: (*received_at, 0),
             };
+            members.push(event);
             let late;
-            (state, late) = state.next(&event, Position(number));
+            (state, late) = match origin {
+                Origin::Correction(_) => state.corrected(&members),
+                Origin::Received | Origin::Redriven => state.next(&event),
+            };
             assert_eq!((state.revision, state.last), (number, Position(number)));
             lates.push(late);
         }
@@ -196,5 +233,31 @@ mod tests {
             (Correction(second), None, 2),
         ];
         assert_eq!(states(&of_current), (vec![false; 4], 4, true));
+    }
+
+    #[test]
+    fn a_correction_of_the_time_decides_anew() {
+        use Origin::{Correction, Received};
+        let first = Uuid::from_u128(1);
+        let third = Uuid::from_u128(3);
+        // The first event was misread as the latest: corrected, it is not, and what was late is current.
+        let misread = [
+            (Received, Some(99), 1),
+            (Received, Some(10), 2),
+            (Correction(first), Some(5), 1),
+        ];
+        assert_eq!(states(&misread), (vec![false, true, true], 2, false));
+        let after = [&misread[..], &[(Received, Some(11), 4)]].concat();
+        assert_eq!(states(&after).0, [false, true, true, false]);
+        // And the other way round: what was late turns out to be the latest.
+        let misread = [
+            (Received, Some(10), 1),
+            (Received, Some(20), 2),
+            (Received, Some(5), 3),
+            (Correction(third), Some(30), 3),
+            (Received, Some(25), 5),
+        ];
+        let lates = vec![false, false, true, false, true];
+        assert_eq!(states(&misread), (lates, 4, false));
     }
 }

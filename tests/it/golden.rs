@@ -141,11 +141,11 @@ async fn write(folder: &Path) {
     };
     let log = open(&config, 7);
     fill(&log).await;
-    // Retention works behind our back; the second opening has nothing left to do.
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     drop(log);
     let log = open(&config, 8);
     let _ = log.append(new_event(42, None, None)).await.unwrap();
+    // Retention works behind our back.
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join("contents.txt"), contents(&log).await).unwrap();
     drop(log);

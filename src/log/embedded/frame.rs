@@ -199,9 +199,7 @@ impl FrameReader {
         loop {
             match parse(&self.buffer, self.parts) {
                 Parsed::Frame(frame, length) if length <= self.end - self.offset => {
-                    self.offset += length;
-                    let read = self.buffer.len();
-                    self.buffer.advance(read.min(length as usize));
+                    self.advance(length);
                     return Ok(Some(frame));
                 }
                 Parsed::Needs(length) if length <= self.end - self.offset => self.fill(length)?,
@@ -211,6 +209,30 @@ impl FrameReader {
                 Parsed::Damaged(what) => return Err(self.damaged(what)),
             }
         }
+    }
+
+    /// Passes over the next record, by the lengths that it gives. Whether they are right shows at the record behind it.
+    pub(super) fn pass(&mut self) -> Result<(), FrameError> {
+        if self.buffer.len() < HEADER_BYTES {
+            self.fill(HEADER_BYTES as u64)?;
+        }
+        let Some(bytes) = self.buffer.first_chunk::<HEADER_BYTES>() else {
+            return Err(self.damaged("the file is shorter than it must be"));
+        };
+        let header = Header { bytes };
+        let lengths = u64::from(header.u32_at(4)) + u64::from(header.u32_at(8));
+        let length = HEADER_BYTES as u64 + lengths;
+        if length > self.end - self.offset {
+            return Err(self.damaged("a record reaches beyond the end of the file"));
+        }
+        self.advance(length);
+        Ok(())
+    }
+
+    fn advance(&mut self, length: u64) {
+        self.offset += length;
+        let read = self.buffer.len() as u64;
+        self.buffer.advance(read.min(length) as usize);
     }
 
     /// Reads at least so many bytes from `offset` on.

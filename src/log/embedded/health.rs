@@ -12,6 +12,7 @@ use super::{segments::WriteError, small_file};
 use crate::log::{AppendError, Health, disk::Disk};
 
 /// Watches over the disk.
+#[derive(Debug)]
 pub(super) struct Watchdog {
     disk: Arc<dyn Disk>,
     min_free_bytes: u64,
@@ -42,8 +43,23 @@ impl Watchdog {
         }
     }
 
-    pub(super) fn has_failed(&self) -> bool {
+    fn has_failed(&self) -> bool {
         matches!(*self.health.borrow(), Health::Failed(_))
+    }
+
+    /// Whether anything may still be written.
+    pub(super) fn has_not_failed(&self) -> Result<(), AppendError> {
+        match &*self.health.borrow() {
+            Health::Failed(why) => Err(AppendError::Unavailable(why.clone())),
+            Health::Well | Health::Unwritable(_) => Ok(()),
+        }
+    }
+
+    /// The writer has not answered in time.
+    pub(super) fn hangs(&self) -> AppendError {
+        let why = "the disk did not answer in time".to_owned();
+        self.unwritable(why.clone());
+        AppendError::Unavailable(why)
     }
 
     /// A write has succeeded.

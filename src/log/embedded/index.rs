@@ -3,19 +3,28 @@
 //! | keyspace | key | value |
 //! |---|---|---|
 //! | `ids` | event id | position, first half of the SHA-256 of the content |
-//! | `verifications` | SHA-256 of provider, account and verification id | where it stands |
+//! | `verifications` | SHA-256 of provider, account and verification id | position of its newest event, where it stands |
 //! | `meta` | name | the id of the log, the position up to which the index is complete |
 //!
 //! All of it follows from the events, so nothing here is synced: after a crash, what is missing is made from the log
 //! again, and an index that cannot be opened is made anew from all of it.
+//!
+//! What leads to an event that is no longer retained counts for nothing, and goes when fjall compacts its tables.
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
+    compaction::filter::{
+        CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
+    },
     config::{CompressionPolicy, PartitioningPolicy},
 };
 use prost::Message;
@@ -49,6 +58,7 @@ pub(super) struct Index {
     ids: Keyspace,
     verifications: Keyspace,
     meta: Keyspace,
+    start: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Index {
@@ -70,10 +80,51 @@ pub(super) enum IndexError {
 
 impl From<fjall::Error> for IndexError {
     fn from(error: fjall::Error) -> Self {
-        match error {
-            fjall::Error::Io(_) | fjall::Error::Poisoned => Self::Unavailable(error),
-            error => Self::Damaged(error.to_string()),
+        match is_of_the_disk(&error) {
+            true => Self::Unavailable(error),
+            false => Self::Damaged(error.to_string()),
         }
+    }
+}
+
+/// Whether an error says nothing about what is stored.
+fn is_of_the_disk(error: &fjall::Error) -> bool {
+    matches!(
+        error,
+        fjall::Error::Io(_)
+            | fjall::Error::Poisoned
+            | fjall::Error::Locked
+            | fjall::Error::Storage(fjall::LsmError::Io(_))
+    )
+}
+
+/// Lets go of what leads to an event that is no longer retained, when tables are compacted. Every value begins with a
+/// position.
+struct Retained {
+    start: Arc<AtomicU64>,
+}
+
+impl Factory for Retained {
+    fn name(&self) -> &str {
+        "retained"
+    }
+
+    fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
+        let start = self.start.load(Ordering::Relaxed);
+        Box::new(RetainedAfter(start))
+    }
+}
+
+struct RetainedAfter(u64);
+
+impl CompactionFilter for RetainedAfter {
+    fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
+        let position = item.value()?.first_chunk().copied().map(u64::from_be_bytes);
+        Ok(match position {
+            // An older value that might show again leads to a still older event.
+            Some(position) if position <= self.0 => Verdict::Destroy,
+            _ => Verdict::Keep,
+        })
     }
 }
 
@@ -114,8 +165,10 @@ impl IdEntry {
 /// What is to be changed at once.
 pub(super) struct Changes {
     batch: OwnedWriteBatch,
+    complete_to: Option<Position>,
 }
 
+const META: &str = "meta";
 const COMPLETE_TO: &str = "complete_to";
 const LOG_ID: &str = "log_id";
 
@@ -123,38 +176,44 @@ const LOG_ID: &str = "log_id";
 const BROKEN: &str = "index.broken";
 
 impl Index {
-    /// Opens the index of a log in its directory, and completes it.
-    pub(super) fn open(directory: &Path, log_id: Uuid, events: &View) -> Result<Self, OpenError> {
+    /// Opens the index of a log in its directory. It may lack the newest events: [`complete`](Self::complete) adds them.
+    pub(super) fn open(directory: &Path, log_id: Uuid) -> Result<Self, OpenError> {
         let path = directory.join("index");
         if directory.join(BROKEN).exists() {
             tracing::warn!("the index was found damaged and is made anew");
             remove(&path)?;
             fs::remove_file(directory.join(BROKEN))?;
         }
-        let index = match Self::open_or_create(&path, log_id) {
-            Ok(Some(index)) => index,
-            Ok(None) => Self::create_anew(&path, log_id)?,
-            Err(fjall::Error::Io(error)) => return Err(error.into()),
+        match Self::open_or_create(&path, log_id) {
+            Ok(Some(index)) => return Ok(index),
+            Ok(None) => tracing::warn!("the index is of another log and is made anew"),
+            Err(error) if is_of_the_disk(&error) => {
+                return Err(OpenError::Index(error.to_string()));
+            }
             Err(error) => {
                 tracing::warn!(%error, "the index cannot be opened and is made anew");
-                Self::create_anew(&path, log_id)?
             }
-        };
-        index.complete(events)?;
-        Ok(index)
-    }
-
-    fn create_anew(path: &Path, log_id: Uuid) -> Result<Self, OpenError> {
-        remove(path)?;
-        let opened = Self::open_or_create(path, log_id).map_err(IndexError::from)?;
-        opened.ok_or_else(|| OpenError::Damaged("a new index is of another log".to_owned()))
+        }
+        remove(&path)?;
+        match Self::open_or_create(&path, log_id) {
+            Ok(Some(index)) => Ok(index),
+            Ok(None) => Err(OpenError::Index("it is of another log".to_owned())),
+            Err(error) => Err(OpenError::Index(error.to_string())),
+        }
     }
 
     /// Opens what is there; `None` if it is the index of another log.
     fn open_or_create(path: &Path, log_id: Uuid) -> Result<Option<Self>, fjall::Error> {
+        let start = Arc::new(AtomicU64::new(0));
+        let retained = Arc::clone(&start);
         let database = Database::builder(path)
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES)
+            .with_compaction_filter_factories(Arc::new(move |keyspace| {
+                let start = Arc::clone(&retained);
+                let filter: Arc<dyn Factory> = Arc::new(Retained { start });
+                (keyspace != META).then_some(filter)
+            }))
             .open()?;
         let options = || {
             KeyspaceCreateOptions::default()
@@ -165,7 +224,7 @@ impl Index {
                 .index_block_partitioning_policy(PartitioningPolicy::all(true))
                 .data_block_compression_policy(CompressionPolicy::disabled())
         };
-        let meta = database.keyspace("meta", options)?;
+        let meta = database.keyspace(META, options)?;
         match meta.get(LOG_ID)? {
             None => meta.insert(LOG_ID, *log_id.as_bytes())?,
             Some(id) if *id == *log_id.as_bytes() => {}
@@ -176,21 +235,20 @@ impl Index {
             verifications: database.keyspace("verifications", options)?,
             meta,
             database,
+            start,
         }))
     }
 
+    /// Everything up to here is no longer retained.
+    pub(super) fn set_start(&self, start: Position) {
+        self.start.store(start.0, Ordering::Relaxed);
+    }
+
     /// Adds the events that the index does not know yet.
-    fn complete(&self, events: &View) -> Result<(), OpenError> {
-        let start = events.start();
-        let end = events.segments().back().map_or(0, |last| last.end);
-        let complete_to = self.complete_to()?;
-        if complete_to > end {
-            return Err(OpenError::Damaged(format!(
-                "the log ends with position {end}, but position {complete_to} was acknowledged; restore the log, or \
-                 remove the directory index to accept the loss"
-            )));
-        }
-        let first = complete_to.max(start) + 1;
+    pub(super) fn complete(&self, events: &View) -> Result<(), OpenError> {
+        let (start, end) = (events.start(), events.end());
+        self.set_start(Position(start));
+        let first = self.complete_to()?.max(start) + 1;
         if end >= first + REPLAY_BATCH as u64 {
             tracing::info!(
                 events = end + 1 - first,
@@ -200,15 +258,14 @@ impl Index {
         let mut changes = self.changes();
         let mut failed = None;
         let read = events.read(first, end, Parts::Heads, |frame| {
-            let added = self.add_frame(&mut changes, &frame);
-            failed = added.err();
-            Ok(failed.is_none())
+            failed = self.add_frame(&mut changes, &frame).err();
+            failed.is_none()
         });
         if let Some(error) = failed {
             return Err(error);
         }
         read.map_err(|error| OpenError::Damaged(error.to_string()))?;
-        changes.commit()?;
+        changes.commit(self)?;
         Ok(())
     }
 
@@ -220,12 +277,13 @@ impl Index {
             .add(self, Position(number), &record)
             .ok_or_else(damaged)?;
         if changes.batch.len() >= REPLAY_BATCH {
-            std::mem::replace(changes, self.changes()).commit()?;
+            std::mem::replace(changes, self.changes()).commit(self)?;
         }
         Ok(())
     }
 
-    fn complete_to(&self) -> Result<u64, IndexError> {
+    /// The position up to which the index knows all events: they were acknowledged.
+    pub(super) fn complete_to(&self) -> Result<u64, IndexError> {
         let value = self.meta.get(COMPLETE_TO)?;
         let number = value.map(|value| value.as_ref().try_into().map(u64::from_be_bytes));
         match number {
@@ -249,7 +307,8 @@ impl Index {
         match self.verifications.get(key)? {
             None => Ok(None),
             Some(value) => {
-                let record = StateRecord::decode(&*value).map_err(|_| unreadable())?;
+                let (_, state) = value.split_first_chunk::<8>().ok_or_else(unreadable)?;
+                let record = StateRecord::decode(state).map_err(|_| unreadable())?;
                 record.into_state().map(Some).ok_or_else(unreadable)
             }
         }
@@ -258,6 +317,7 @@ impl Index {
     pub(super) fn changes(&self) -> Changes {
         Changes {
             batch: self.database.batch(),
+            complete_to: None,
         }
     }
 
@@ -288,44 +348,27 @@ impl Changes {
         self.batch
             .insert(&index.ids, *id.as_bytes(), entry.encode());
         if let Some(place) = &record.verification {
-            let state = place.state.as_ref()?.encode_to_vec();
+            let state = place.state.as_ref()?;
+            let mut value = position.0.to_be_bytes().to_vec();
+            state.encode(&mut value).ok()?;
             self.batch
-                .insert(&index.verifications, place.key.to_vec(), state);
+                .insert(&index.verifications, place.key.to_vec(), value);
         }
-        self.batch
-            .insert(&index.meta, COMPLETE_TO, position.0.to_be_bytes());
+        self.complete_to = Some(position);
         Some(())
     }
 
-    /// Removes an event that is no longer retained, and its verification if it was the newest of it.
-    pub(super) fn remove(
-        &mut self,
-        index: &Index,
-        position: Position,
-        record: &EventRecord,
-    ) -> Result<(), IndexError> {
-        if let Ok(id) = Uuid::from_slice(&record.event_id)
-            && let Some(entry) = index.find(&id)?
-            && entry.position == position
-        {
-            self.batch.remove(&index.ids, *id.as_bytes());
+    pub(super) fn commit(mut self, index: &Index) -> Result<(), IndexError> {
+        if let Some(position) = self.complete_to {
+            self.batch
+                .insert(&index.meta, COMPLETE_TO, position.0.to_be_bytes());
         }
-        if let Some(place) = &record.verification
-            && let Some(state) = index.verification(&place.key)?
-            && state.last == position
-        {
-            self.batch.remove(&index.verifications, place.key.to_vec());
-        }
-        Ok(())
-    }
-
-    pub(super) fn commit(self) -> Result<(), IndexError> {
         Ok(self.batch.commit()?)
     }
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(PathBuf::from(path)) {
+    match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     FORMAT, OpenError,
-    record::{ClosedRecord, MetaRecord, OpeningRecord},
+    record::{MetaRecord, OpeningRecord},
     small_file,
 };
 use crate::log::{Position, disk::Disk};
@@ -18,8 +18,8 @@ const MAX_OPENINGS: usize = 1000;
 
 const META: &str = "meta";
 
-/// Reads what the log says of itself; what a new one will say if there is none.
-pub(super) fn read(
+/// Reads what the log says of itself. A new log says it at once, before there is anything else.
+pub(super) fn read_or_create(
     disk: &dyn Disk,
     directory: &Path,
     new_id: Uuid,
@@ -31,12 +31,13 @@ pub(super) fn read(
         {
             return Err(OpenError::NotALog);
         }
-        return Ok(MetaRecord {
+        let meta = MetaRecord {
             format: FORMAT,
             id: Bytes::copy_from_slice(new_id.as_bytes()),
-            openings: Vec::new(),
-            closed: None,
-        });
+            ..Default::default()
+        };
+        write(disk, directory, &meta)?;
+        return Ok(meta);
     };
     let meta = MetaRecord::decode(bytes)
         .map_err(|_| OpenError::Damaged("the file meta cannot be read".to_owned()))?;
@@ -61,6 +62,10 @@ pub(super) fn add_opening(
     end: Position,
 ) -> Result<Vec<(Uuid, Position)>, OpenError> {
     meta.closed = None;
+    // An opening in which nothing was written has given its name to no cursor.
+    if meta.openings.len() > 1 {
+        meta.openings.pop_if(|last| last.after == end.0);
+    }
     meta.openings.push(OpeningRecord {
         id: Bytes::copy_from_slice(new_id.as_bytes()),
         after: end.0,
@@ -72,22 +77,6 @@ pub(super) fn add_opening(
     openings
         .map(|opening| Ok((id(&opening.id)?, Position(opening.after))))
         .collect()
-}
-
-/// What a log held when it was closed must be there when it is opened.
-pub(super) fn check_closed(meta: &MetaRecord, found: ClosedRecord) -> Result<(), OpenError> {
-    let Some(closed) = meta.closed else {
-        return Ok(());
-    };
-    let check = |name, closed, found| match found < closed {
-        false => Ok(()),
-        true => Err(OpenError::Damaged(format!(
-            "{name}: it ends with number {found}, but when the log was closed it ended with {closed}; restore the log"
-        ))),
-    };
-    check("events", closed.events, found.events)?;
-    check("quarantine", closed.genuine, found.genuine)?;
-    check("unverified", closed.unverified, found.unverified)
 }
 
 pub(super) fn write(disk: &dyn Disk, directory: &Path, meta: &MetaRecord) -> io::Result<()> {

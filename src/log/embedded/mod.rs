@@ -50,9 +50,9 @@ use self::{
     index::{Index, IndexError},
     quarantine::Quarantine,
     reader::Shared,
-    record::ClosedRecord,
+    record::MetaRecord,
     retention::Retirement,
-    segments::{Segments, WriteError},
+    segments::{Promise, Segments, WriteError},
     writer::{Reply, Request, Writer},
 };
 use super::{
@@ -76,12 +76,9 @@ const QUEUE: usize = 1024;
 #[derive(Debug)]
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
-    health: watch::Receiver<Health>,
     // Taken when the log is dropped, to stop the writer and wait for it.
     requests: Option<mpsc::Sender<Request>>,
     writer: Option<thread::JoinHandle<()>>,
-    /// Held as long as the log is open.
-    _lock: File,
 }
 
 /// Why the log could not be opened.
@@ -107,6 +104,9 @@ pub enum OpenError {
     /// The first files cannot be written.
     #[error("the log cannot be written: {0}")]
     Write(String),
+    /// The index, which follows from the rest, cannot be used.
+    #[error("the index cannot be used: {0}; remove the directory index to have it made anew")]
+    Index(String),
 }
 
 impl From<FrameError> for OpenError {
@@ -126,7 +126,7 @@ impl From<WriteError> for OpenError {
 
 impl From<IndexError> for OpenError {
     fn from(error: IndexError) -> Self {
-        Self::Damaged(error.to_string())
+        Self::Index(error.to_string())
     }
 }
 
@@ -145,40 +145,16 @@ impl EmbeddedLog {
         let directory = &config.path;
         make_directories(directory)?;
         let lock = lock(directory)?;
-        let mut meta = meta::read(disk.as_ref(), directory, new_id)?;
+        let mut meta = meta::read_or_create(disk.as_ref(), directory, new_id)?;
         let log_id = meta::id(&meta.id)?;
-        let open = |name| {
-            let directory = directory.join(name);
-            Segments::open(
-                Arc::clone(&disk),
-                &directory,
-                log_id,
-                retention::segment_bytes(config),
-            )
-        };
-        let events = open("events")?;
-        let quarantine = |name, kind, limits| {
-            let directory = directory.join(name);
-            Quarantine::open(Arc::clone(&disk), &directory, log_id, kind, limits)
-        };
-        let genuine = quarantine(
-            "quarantine",
-            QuarantineKind::Genuine,
-            retention::genuine_limits(config),
-        )?;
-        let unverified = quarantine(
-            "unverified",
-            QuarantineKind::Unverified,
-            retention::unverified_limits(config),
-        )?;
-        let index = Index::open(directory, log_id, &events.view)?;
+        let index = Index::open(directory, log_id)?;
+        let Files {
+            events,
+            genuine,
+            unverified,
+        } = Files::open(&disk, config, &meta, index.complete_to()?)?;
+        index.complete(&events.view)?;
         let end = Position(events.end());
-        let ends = ClosedRecord {
-            events: end.0,
-            genuine: genuine.end(),
-            unverified: unverified.end(),
-        };
-        meta::check_closed(&meta, ends)?;
         let openings = meta::add_opening(disk.as_ref(), directory, &mut meta, new_id, end)?;
 
         let shared = Arc::new(Shared {
@@ -186,14 +162,13 @@ impl EmbeddedLog {
             events: Arc::clone(&events.view),
             index: index.clone(),
             tail: Tail::new(end),
+            health: Watchdog::new(Arc::clone(&disk), config.min_free_bytes),
             genuine: genuine.view.clone(),
             unverified: unverified.view.clone(),
             consumers: Mutex::new(consumers::read(disk.as_ref(), directory)?),
             disk,
             directory: directory.clone(),
         });
-        let watchdog = Watchdog::new(Arc::clone(&shared.disk), config.min_free_bytes);
-        let health = watchdog.subscribe();
         let writer = Writer {
             latest_received_at: shared.latest_received_at(end)?,
             end,
@@ -202,9 +177,9 @@ impl EmbeddedLog {
             genuine,
             unverified,
             index,
-            health: watchdog,
             retirement: Retirement::new(config.retention),
             meta,
+            _lock: lock,
         };
         let (requests, queue) = mpsc::channel(QUEUE);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -215,10 +190,8 @@ impl EmbeddedLog {
             .spawn(move || writer.run(&runtime, queue))?;
         Ok(Self {
             shared,
-            health,
             requests: Some(requests),
             writer: Some(writer),
-            _lock: lock,
         })
     }
 
@@ -229,14 +202,15 @@ impl EmbeddedLog {
     ) -> Result<T, E> {
         let (reply, answer) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or(AppendError::Closed)?;
-        let sent = requests.send(request(reply)).await;
-        sent.map_err(|_| AppendError::Closed)?;
+        let answered = async {
+            let sent = requests.send(request(reply)).await;
+            sent.map_err(|_| AppendError::Closed)?;
+            answer.await.map_err(|_| AppendError::Closed)?
+        };
         // A bad disk can make the writer wait for ever.
-        match time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(answer) => answer.map_err(|_| AppendError::Closed)?,
-            Err(_) => {
-                Err(AppendError::Unavailable("the disk did not answer in time".to_owned()).into())
-            }
+        match time::timeout(ANSWER_TIMEOUT, answered).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.shared.health.hangs().into()),
         }
     }
 
@@ -270,6 +244,61 @@ impl Drop for EmbeddedLog {
         if writer.join().is_err() {
             tracing::error!("the log's writer panicked");
         }
+    }
+}
+
+/// The files that records lie in.
+struct Files {
+    events: Segments,
+    genuine: Quarantine,
+    unverified: Quarantine,
+}
+
+impl Files {
+    /// Opens them. The index knows all events up to `complete_to`, so these were acknowledged.
+    fn open(
+        disk: &Arc<dyn Disk>,
+        config: &LogConfig,
+        meta: &MetaRecord,
+        complete_to: u64,
+    ) -> Result<Self, OpenError> {
+        let log_id = meta::id(&meta.id)?;
+        let closed = meta.closed.unwrap_or_default();
+        let quarantine = |name, kind, limits, promise| {
+            let directory = config.path.join(name);
+            Quarantine::open(Arc::clone(disk), &directory, log_id, kind, limits, promise)
+        };
+        let directory = config.path.join("events");
+        let events = Segments::open(
+            Arc::clone(disk),
+            &directory,
+            log_id,
+            retention::segment_bytes(config),
+            Promise::Durable(closed.events.max(complete_to)),
+        )?;
+        if events.view.start() > meta.start {
+            return Err(OpenError::Damaged(format!(
+                "{}: it begins with number {}, but nothing behind number {} was deleted",
+                directory.display(),
+                events.view.start() + 1,
+                meta.start
+            )));
+        }
+        Ok(Self {
+            events,
+            genuine: quarantine(
+                "quarantine",
+                QuarantineKind::Genuine,
+                retention::genuine_limits(config),
+                Promise::Durable(closed.genuine),
+            )?,
+            unverified: quarantine(
+                "unverified",
+                QuarantineKind::Unverified,
+                retention::unverified_limits(config),
+                Promise::Nothing,
+            )?,
+        })
     }
 }
 
@@ -335,7 +364,7 @@ impl EventLog for EmbeddedLog {
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.health.clone()
+        self.shared.health.subscribe()
     }
 
     fn stats(&self) -> Stats {
@@ -406,16 +435,22 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn verification(&self, key: [u8; 32]) -> Result<Option<VerificationState>, ReadError> {
-        self.blocking(move |shared| {
-            let state = shared.index.verification(&key)?;
-            let start = shared.start();
-            Ok(state.filter(|state| state.last > start))
-        })
-        .await
+        let state = self
+            .blocking(move |shared| {
+                let state = shared.index.verification(&key)?;
+                let start = shared.start();
+                Ok(state.filter(|state| state.last > start))
+            })
+            .await?;
+        if let Some(state) = &state {
+            // The index knows an event a moment before it can be seen.
+            let mut end = self.shared.tail.watch();
+            let _ = end.wait_for(|end| *end >= state.last).await;
+        }
+        Ok(state)
     }
 
     async fn history(&self, from: Position, limit: usize) -> Result<History, ReadError> {
-        let from = from.min(self.shared.tail.end());
         self.blocking(move |shared| shared.history(from, limit))
             .await
     }

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::{
     OpenError,
-    frame::{Frame, FrameError, NewFrame, Parts},
+    frame::{Frame, NewFrame, Parts},
     reader,
     record::QuarantineRecord,
-    segments::{Segments, WriteError},
+    segments::{Promise, Segments, WriteError},
     view::{View, ViewError},
 };
 use crate::log::{
@@ -78,7 +78,6 @@ impl Present {
 pub(super) struct Quarantine {
     pub(super) view: QuarantineView,
     segments: Segments,
-    segment_bytes: u64,
     limits: Limits,
 }
 
@@ -95,21 +94,20 @@ impl Quarantine {
         log_id: Uuid,
         kind: QuarantineKind,
         limits: Limits,
+        promise: Promise,
     ) -> Result<Self, OpenError> {
         const SEGMENT_BYTES: u64 = 8 << 20;
         // Whole segments are deleted: of a small space each is a small part.
         let segment_bytes = limits.max_bytes.map_or(u64::MAX, |bytes| bytes / 8);
         let segment_bytes = segment_bytes.min(SEGMENT_BYTES);
-        let segments = Segments::open(disk, directory, log_id, segment_bytes)?;
+        let segments = Segments::open(disk, directory, log_id, segment_bytes, promise)?;
         let mut present = Present::default();
-        let last = segments.end();
+        let (first, last) = (segments.view.start() + 1, segments.end());
         let mut failed = None;
-        let read = segments
-            .view
-            .read(segments.view.start() + 1, last, Parts::Heads, |frame| {
-                failed = replay(&mut present, &frame).err();
-                Ok(failed.is_none())
-            });
+        let read = segments.view.read(first, last, Parts::Heads, |frame| {
+            failed = replay(&mut present, &frame).err();
+            failed.is_none()
+        });
         if let Some(error) = failed {
             return Err(error);
         }
@@ -121,18 +119,13 @@ impl Quarantine {
                 present: Arc::new(Mutex::new(present)),
             },
             segments,
-            segment_bytes,
             limits,
         })
     }
 
-    /// Makes changes, one after another, and says of each whether it changed anything. With `sync` they are durable
-    /// when this returns.
-    pub(super) fn apply(
-        &mut self,
-        changes: Vec<Change>,
-        sync: bool,
-    ) -> Result<Vec<bool>, WriteError> {
+    /// Makes changes, one after another, and says of each whether it changed anything. They are durable when this returns,
+    /// if that is promised here.
+    pub(super) fn apply(&mut self, changes: Vec<Change>) -> Result<Vec<bool>, WriteError> {
         let mut effective = Vec::with_capacity(changes.len());
         let mut records = Vec::new();
         // What has been decided in this batch: whether an id is in the quarantine after it.
@@ -155,7 +148,7 @@ impl Quarantine {
         let mut rest = &records[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.fitting(rest));
-            self.write(now, sync)?;
+            self.write(now)?;
             rest = later;
         }
         Ok(effective)
@@ -170,19 +163,19 @@ impl Quarantine {
                 Change::Add(delivery) => delivery.summary.len() + delivery.delivery.len(),
                 Change::Release(_) => 0,
             };
-            (size_bytes as u64) < self.segment_bytes
+            (size_bytes as u64) < self.segments.segment_bytes()
         };
         changes.iter().take_while(fits).count().max(1)
     }
 
-    fn write(&mut self, changes: &[Change], sync: bool) -> Result<(), WriteError> {
+    fn write(&mut self, changes: &[Change]) -> Result<(), WriteError> {
         let synced = self.segments.end();
         let heads: Vec<Vec<u8>> = changes.iter().map(head).collect();
         let frames: Vec<NewFrame<'_>> = (synced + 1..)
             .zip(changes.iter().zip(&heads))
             .map(|(number, (change, head))| NewFrame {
                 number,
-                synced: if sync { synced } else { 0 },
+                synced,
                 time: match change {
                     Change::Add(delivery) => delivery.received_at.seconds,
                     Change::Release(_) => i64::MIN,
@@ -194,7 +187,7 @@ impl Quarantine {
                 },
             })
             .collect();
-        self.segments.append(&frames, sync)?;
+        self.segments.append(&frames)?;
         let mut present = self.view.present();
         for (number, change) in (synced + 1..).zip(changes) {
             match change {
@@ -233,12 +226,11 @@ impl Quarantine {
             }
         }
         while let Some(last) = self.oldest_to_delete(now) {
-            if self.segments.finished().is_empty() {
+            if self.segments.view.segments().len() == 1 {
                 self.segments.roll()?;
             }
+            self.segments.delete_oldest()?;
             self.view.present().drop_through(last);
-            self.segments.expire()?;
-            self.segments.delete()?;
         }
         Ok(())
     }
@@ -344,15 +336,13 @@ impl QuarantineView {
         let mut found = None;
         let read = self.segments.read(sequence, sequence, Parts::All, |frame| {
             found = Some(frame);
-            Ok(true)
+            true
         });
         match read {
             Ok(()) => {}
             Err(ViewError::NotRetained) => return Ok(None),
-            Err(ViewError::Frame(FrameError::Io(error))) => {
-                return Err(ReadError::Unavailable(error.to_string()));
-            }
-            Err(ViewError::Frame(error)) => return Err(damaged(sequence, &error.to_string())),
+            Err(ViewError::Io(error)) => return Err(ReadError::Unavailable(error.to_string())),
+            Err(ViewError::Damaged { what, .. }) => return Err(damaged(sequence, &what)),
         }
         let Some(frame) = found else { return Ok(None) };
         let record = QuarantineRecord::decode(frame.head)

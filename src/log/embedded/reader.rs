@@ -5,13 +5,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use prost::Message;
 use prost_types::Timestamp;
 use uuid::Uuid;
 
 use super::{
     OpenError,
-    frame::{Frame, FrameError, Parts},
+    frame::{Frame, Parts},
+    health::Watchdog,
     index::{Index, IndexError},
     quarantine::QuarantineView,
     record::EventRecord,
@@ -32,6 +34,7 @@ pub(super) struct Shared {
     pub(super) events: Arc<View>,
     pub(super) index: Index,
     pub(super) tail: Tail,
+    pub(super) health: Watchdog,
     pub(super) genuine: QuarantineView,
     pub(super) unverified: QuarantineView,
     pub(super) consumers: Mutex<Consumers>,
@@ -68,17 +71,13 @@ impl Shared {
         first: Position,
         last: Position,
         parts: Parts,
-        mut take: impl FnMut(Frame) -> bool,
+        take: impl FnMut(Frame) -> bool,
     ) -> Result<(), ReadError> {
-        let mut reached = first.0;
-        let read = self.events.read(first.0, last.0, parts, |frame| {
-            reached = frame.number + 1;
-            Ok(take(frame))
-        });
+        let read = self.events.read(first.0, last.0, parts, take);
         read.map_err(|error| match error {
             ViewError::NotRetained => ReadError::NotRetained,
-            ViewError::Frame(FrameError::Io(error)) => ReadError::Unavailable(error.to_string()),
-            ViewError::Frame(error) => damaged(Position(reached), error.to_string()),
+            ViewError::Io(error) => ReadError::Unavailable(error.to_string()),
+            ViewError::Damaged { number, what } => damaged(Position(number), what),
         })
     }
 
@@ -101,7 +100,7 @@ impl Shared {
         let records = (limit.records.max(1) as u64).min(end.0 - after.0);
         let last = Position(after.0 + records);
         let (mut events, mut size_bytes, mut failed) = (Vec::new(), 0, None);
-        self.read_frames(Position(after.0 + 1), last, Parts::Heads, |frame| {
+        let read = self.read_frames(Position(after.0 + 1), last, Parts::Heads, |frame| {
             match decode(&frame) {
                 Ok(record) => {
                     let stored = record.stored(Position(frame.number));
@@ -111,8 +110,12 @@ impl Shared {
                 Err(error) => failed = Some(error),
             }
             failed.is_none() && size_bytes < limit.bytes
-        })?;
-        failed.map_or(Ok(events), Err)
+        });
+        match failed.map_or(read, Err) {
+            // What lies before the damage can be read; whoever comes again is told.
+            Err(_) if !events.is_empty() => Ok(events),
+            read => read.map(|()| events),
+        }
     }
 
     /// Finds the first event that was received at `since` or later by halving: the latest time of receipt so far only
@@ -138,10 +141,13 @@ impl Shared {
     }
 
     pub(super) fn history(&self, from: Position, limit: usize) -> Result<History, ReadError> {
+        if from <= self.start() {
+            return Err(ReadError::NotRetained);
+        }
         let (mut events, mut next) = (Vec::new(), from);
         while events.len() < limit && next > self.start() {
             let record = match self.event(next) {
-                Err(ReadError::NotRetained) => break,
+                Err(ReadError::NotRetained) if !events.is_empty() => break,
                 record => record?,
             };
             let place = record.verification.as_ref();
@@ -162,7 +168,9 @@ pub(super) fn damaged(position: Position, place: String) -> ReadError {
 }
 
 fn decode(frame: &Frame) -> Result<EventRecord, ReadError> {
-    EventRecord::decode(frame.head.clone()).map_err(|_| {
+    // Copied: the head is a part of all that was read at once, and would keep it in memory.
+    let head = Bytes::copy_from_slice(&frame.head);
+    EventRecord::decode(head).map_err(|_| {
         let place = "the record cannot be decoded".to_owned();
         damaged(Position(frame.number), place)
     })

@@ -7,7 +7,10 @@ use uuid::Uuid;
 
 use crate::{
     event::EncodedEvent,
-    log::{Position, StoredEvent, VerificationState, verification::Time},
+    log::{
+        Origin, Position, StoredEvent, VerificationState,
+        verification::{Member, Time},
+    },
 };
 
 /// An event. Its raw delivery is the body of the record.
@@ -41,9 +44,57 @@ pub(super) struct PlaceInVerification {
     /// Where the verification stands after the event.
     #[prost(message, optional, tag = "3")]
     pub(super) state: Option<StateRecord>,
+    /// What the event itself says of its place, so that a correction can put it elsewhere.
+    #[prost(message, optional, tag = "4")]
+    pub(super) occurred_at: Option<Timestamp>,
+    #[prost(message, optional, tag = "5")]
+    pub(super) received_at: Option<Timestamp>,
+    #[prost(bool, tag = "6")]
+    pub(super) redriven: bool,
+    /// The id of the event that this one corrects. Empty if it corrects none.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub(super) corrects: Bytes,
+}
+
+impl PlaceInVerification {
+    pub(super) fn new(
+        key: &[u8; 32],
+        before: VerificationState,
+        after: VerificationState,
+        event: &Member,
+    ) -> Self {
+        Self {
+            key: Bytes::copy_from_slice(key),
+            previous: before.last.0,
+            state: Some(after.into()),
+            occurred_at: event.occurred_at.map(to_timestamp),
+            received_at: Some(to_timestamp(event.received_at)),
+            redriven: event.origin == Origin::Redriven,
+            corrects: match event.origin {
+                Origin::Correction(corrected) => Bytes::copy_from_slice(corrected.as_bytes()),
+                Origin::Received | Origin::Redriven => Bytes::new(),
+            },
+        }
+    }
 }
 
 impl EventRecord {
+    /// The event as one of its verification.
+    pub(super) fn member(&self, position: Position) -> Option<Member> {
+        let place = self.verification.as_ref()?;
+        Some(Member {
+            id: Uuid::from_slice(&self.event_id).ok()?,
+            position,
+            origin: match (place.redriven, place.corrects.is_empty()) {
+                (_, false) => Origin::Correction(Uuid::from_slice(&place.corrects).ok()?),
+                (true, true) => Origin::Redriven,
+                (false, true) => Origin::Received,
+            },
+            occurred_at: place.occurred_at.map(from_timestamp),
+            received_at: from_timestamp(place.received_at?),
+        })
+    }
+
     pub(super) fn stored(self, position: Position) -> StoredEvent {
         StoredEvent {
             position,
@@ -71,15 +122,13 @@ pub(super) struct StateRecord {
     current: u64,
     #[prost(bool, tag = "4")]
     ordered_by_log: bool,
-    #[prost(bytes = "bytes", tag = "5")]
-    current_id: Bytes,
-    #[prost(message, optional, tag = "6")]
+    #[prost(message, optional, tag = "5")]
     current_occurred_at: Option<Timestamp>,
-    #[prost(message, optional, tag = "7")]
+    #[prost(message, optional, tag = "6")]
     current_received_at: Option<Timestamp>,
-    #[prost(message, optional, tag = "8")]
+    #[prost(message, optional, tag = "7")]
     latest_occurred_at: Option<Timestamp>,
-    #[prost(bool, tag = "9")]
+    #[prost(bool, tag = "8")]
     untimed: bool,
 }
 
@@ -98,7 +147,6 @@ impl From<VerificationState> for StateRecord {
             last: state.last.0,
             current: state.current.0,
             ordered_by_log: state.ordered_by_log,
-            current_id: Bytes::copy_from_slice(state.current_id.as_bytes()),
             current_occurred_at: state.current_occurred_at.map(to_timestamp),
             current_received_at: Some(to_timestamp(state.current_received_at)),
             latest_occurred_at: state.latest_occurred_at.map(to_timestamp),
@@ -114,7 +162,6 @@ impl StateRecord {
             last: Position(self.last),
             current: Position(self.current),
             ordered_by_log: self.ordered_by_log,
-            current_id: Uuid::from_slice(&self.current_id).ok()?,
             current_occurred_at: self.current_occurred_at.map(from_timestamp),
             current_received_at: from_timestamp(self.current_received_at?),
             latest_occurred_at: self.latest_occurred_at.map(from_timestamp),
@@ -149,6 +196,9 @@ pub(super) struct MetaRecord {
     /// How the log was closed. Absent while it is open, and after it was not closed.
     #[prost(message, optional, tag = "4")]
     pub(super) closed: Option<ClosedRecord>,
+    /// The last event that retention has deleted, or was about to.
+    #[prost(uint64, tag = "5")]
+    pub(super) start: u64,
 }
 
 /// The last records of a log that was closed.
@@ -158,8 +208,6 @@ pub(super) struct ClosedRecord {
     pub(super) events: u64,
     #[prost(uint64, tag = "2")]
     pub(super) genuine: u64,
-    #[prost(uint64, tag = "3")]
-    pub(super) unverified: u64,
 }
 
 /// One time that the log was opened.

@@ -2,87 +2,111 @@
 //!
 //! Two things look alike at the end of the newest file: a write that was never finished, which is cut off, and damage to
 //! records that were acknowledged, which is an error. Each record says up to which number all were durable when it was
-//! written, so damage is told by any record behind it. Everywhere else there is nothing but damage.
+//! written, so damage is told by any record of a later batch, or by who else knows what was acknowledged: the index, and the
+//! note that is left on closing. Everywhere else there is nothing but damage.
 
-use std::collections::VecDeque;
-use std::path::Path;
+use std::{collections::VecDeque, path::Path};
 
 use super::{
     OpenError,
     frame::{FrameError, FrameReader, Parts},
-    segment::{Directory, EXPIRED, HEADS, LOG, Segment, TEMPORARY, name, parse_name},
+    segment::{Directory, HEADS, LOG, Segment, TEMPORARY, name, parse_name},
+    segments::Promise,
     view::CHUNK_BYTES,
 };
 use crate::log::disk::DiskFile;
 
 /// What was found.
 pub(super) struct Recovered {
-    /// The segments, oldest first. The last one is not finished. There is none in a new directory.
+    /// The segments, oldest first. The last one is not finished.
     pub(super) segments: VecDeque<Segment>,
     /// The file of the last one.
-    pub(super) active: Option<Box<dyn DiskFile>>,
-    /// Segments that are no longer read, and wait for being deleted.
-    pub(super) expired: VecDeque<Segment>,
+    pub(super) active: Box<dyn DiskFile>,
 }
 
-/// Finds the segments, and cuts off what was never finished.
-pub(super) fn recover(directory: &Directory) -> Result<Recovered, OpenError> {
-    let found = find(directory)?;
-    let mut recovered = Recovered {
-        segments: VecDeque::new(),
-        active: None,
-        expired: VecDeque::new(),
-    };
-    for base in found.expired {
-        let path = directory.join(name(base, EXPIRED));
-        let segment = scan(directory, Segment::new(base, false), &path, false)?;
-        recovered.expired.push_back(segment);
+/// Finds the segments, and cuts off what was never finished. `None` in a directory without any.
+pub(super) fn recover(
+    directory: &Directory,
+    promise: Promise,
+) -> Result<Option<Recovered>, OpenError> {
+    let bases = find(directory)?;
+    let recovered = recover_segments(directory, &bases, promise);
+    match (recovered, promise) {
+        (Err(OpenError::Damaged(what)), Promise::Nothing) => {
+            tracing::warn!(
+                what,
+                "damaged records that nobody was promised are thrown away"
+            );
+            for (base, heads_only) in bases {
+                let segment = Segment::new(base, heads_only);
+                directory
+                    .disk
+                    .remove(&directory.join(segment.data_name()))?;
+            }
+            Ok(None)
+        }
+        (recovered, _) => recovered,
     }
-    let Some((last, finished)) = found.bases.split_last() else {
-        return Ok(recovered);
+}
+
+fn recover_segments(
+    directory: &Directory,
+    bases: &[(u64, bool)],
+    promise: Promise,
+) -> Result<Option<Recovered>, OpenError> {
+    let Some((last, finished)) = bases.split_last() else {
+        return match promise {
+            Promise::Durable(number) if number > 0 => Err(OpenError::Damaged(format!(
+                "{}: it is empty, but number {number} was acknowledged",
+                directory.path.display()
+            ))),
+            _ => Ok(None),
+        };
     };
+    let mut segments = VecDeque::new();
     for (base, heads_only) in finished {
-        let segment = load(directory, Segment::new(*base, *heads_only))?;
-        push(directory, &mut recovered.segments, segment)?;
+        let segment = load(directory, Segment::new(*base, *heads_only), promise)?;
+        push(directory, &mut segments, segment)?;
     }
     let last = Segment::new(last.0, last.1);
     let path = directory.join(last.data_name());
-    let last = scan(directory, last, &path, true)?;
-    let file = directory.disk.open(&path)?;
-    write_again(directory, file.as_ref(), &last)?;
-    push(directory, &mut recovered.segments, last)?;
-    recovered.active = Some(file);
-    Ok(recovered)
+    let last = scan(directory, last, &path, Some(promise))?;
+    if let Promise::Durable(number) = promise
+        && last.end < number
+    {
+        return Err(OpenError::Damaged(format!(
+            "{}: it ends with number {}, but number {number} was acknowledged",
+            path.display(),
+            last.end
+        )));
+    }
+    let active = directory.disk.open(&path)?;
+    if let Promise::Durable(_) = promise {
+        write_again(directory, active.as_ref(), &last)?;
+    }
+    push(directory, &mut segments, last)?;
+    Ok(Some(Recovered { segments, active }))
 }
 
-/// First numbers, in order.
-struct Found {
-    /// Each with whether the bodies were dropped.
-    bases: Vec<(u64, bool)>,
-    expired: Vec<u64>,
-}
-
-/// Looks into a directory, and removes what was never finished or is no longer needed.
-fn find(directory: &Directory) -> Result<Found, OpenError> {
-    let (mut bases, mut expired) = (Vec::new(), Vec::new());
+/// The first numbers of the segments in a directory, in order, each with whether the bodies were dropped. Removes what was
+/// never finished.
+fn find(directory: &Directory) -> Result<Vec<(u64, bool)>, OpenError> {
+    let mut bases = Vec::new();
     let names = directory.disk.names(&directory.path)?;
     for file in &names {
-        let path = directory.path.join(file);
         match parse_name(file) {
             // Bodies were being dropped: the copy is there, so the original is no longer needed.
             Some((base, LOG)) if names.contains(&name(base, HEADS)) => {
-                directory.disk.remove(&path)?;
+                directory.disk.remove(&directory.join(file.clone()))?;
             }
             Some((base, LOG)) => bases.push((base, false)),
             Some((base, HEADS)) => bases.push((base, true)),
-            Some((base, EXPIRED)) => expired.push(base),
-            Some((_, TEMPORARY)) => directory.disk.remove(&path)?,
+            Some((_, TEMPORARY)) => directory.disk.remove(&directory.join(file.clone()))?,
             _ => {}
         }
     }
     bases.sort_unstable();
-    expired.sort_unstable();
-    Ok(Found { bases, expired })
+    Ok(bases)
 }
 
 /// Adds a segment behind the others.
@@ -107,23 +131,29 @@ fn push(
 }
 
 /// Knows a finished segment by what lies beside it, or reads it.
-fn load(directory: &Directory, mut segment: Segment) -> Result<Segment, OpenError> {
+fn load(
+    directory: &Directory,
+    mut segment: Segment,
+    promise: Promise,
+) -> Result<Segment, OpenError> {
     let path = directory.join(segment.data_name());
     let size = directory.disk.open(&path)?.size()?;
     if directory.read_index(&mut segment, size) {
         return Ok(segment);
     }
-    let segment = scan(directory, segment, &path, false)?;
-    directory.write_index(&segment)?;
+    let segment = scan(directory, segment, &path, None)?;
+    if let Promise::Durable(_) = promise {
+        directory.write_index(&segment)?;
+    }
     Ok(segment)
 }
 
-/// Reads a segment from end to end. What was never finished is cut off the last one.
+/// Reads a segment from end to end. What was never finished is cut off, if it is the last one, whose promise is given.
 fn scan(
     directory: &Directory,
     mut segment: Segment,
     path: &Path,
-    is_last: bool,
+    last: Option<Promise>,
 ) -> Result<Segment, OpenError> {
     let size = directory.disk.open(path)?.size()?;
     let file = directory.disk.open(path)?;
@@ -148,7 +178,12 @@ fn scan(
         return Err(error.into());
     }
     let number = segment.end + 1;
-    if !is_last || reader.finds_proof_of(number)? {
+    let was_acknowledged = match last {
+        None => true,
+        Some(Promise::Durable(known)) => number <= known || reader.finds_proof_of(number)?,
+        Some(Promise::Nothing) => false,
+    };
+    if was_acknowledged {
         return Err(OpenError::Damaged(format!("number {number}: {failed}")));
     }
     cut(directory, &segment, path, size)?;
@@ -163,7 +198,7 @@ fn scan_records(
     loop {
         match reader.next() {
             Ok(None) => return Ok(None),
-            Ok(Some(frame)) if frame.number != segment.end + 1 => {
+            Ok(Some(frame)) if frame.number != segment.end + 1 || frame.synced >= frame.number => {
                 let error = reader.damaged("another record was to be before");
                 return Err(OpenError::Damaged(error.to_string()));
             }

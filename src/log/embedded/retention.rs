@@ -1,13 +1,11 @@
 //! Deleting what need not be kept any longer, a little at a time, between writes.
 
-use std::{io, sync::Arc, thread};
-
-use prost::Message;
+use std::{collections::BTreeSet, io, sync::Arc, thread};
 
 use super::{
     frame::FrameError,
+    meta,
     quarantine::Limits,
-    record::EventRecord,
     segment::Segment,
     segments::{self, WriteError},
     writer::Writer,
@@ -17,24 +15,37 @@ use crate::{
     log::Position,
 };
 
-/// How many events are taken out of the index at once.
-const STEP: u64 = 1024;
+/// How many segments are deleted before the writer looks at its requests again.
+const MAX_SEGMENTS_AT_ONCE: usize = 8;
 
 /// How far deleting has come.
 pub(super) struct Retirement {
     retention: Retention,
-    /// The next event to be taken out of the index, of the oldest expired segment.
-    next: Option<u64>,
     /// A finished segment is being copied without its raw deliveries.
-    copying: Option<thread::JoinHandle<Result<Segment, FrameError>>>,
+    copying: Option<Copying>,
+    /// Segments that could not be copied: they are left as they are until a new start.
+    unreadable: BTreeSet<u64>,
+}
+
+struct Copying {
+    base: u64,
+    thread: thread::JoinHandle<Result<Segment, FrameError>>,
 }
 
 impl Retirement {
     pub(super) fn new(retention: Retention) -> Self {
         Self {
             retention,
-            next: None,
             copying: None,
+            unreadable: BTreeSet::new(),
+        }
+    }
+
+    /// Waits for what goes on beside the writer.
+    pub(super) fn close(&mut self) {
+        if let Some(copying) = self.copying.take() {
+            // What it has copied is thrown away at the next start.
+            let _ = copying.thread.join();
         }
     }
 }
@@ -84,38 +95,44 @@ fn now() -> i64 {
 }
 
 impl Writer {
-    /// Takes one step. What fails is tried again later.
+    /// Deletes the oldest events, if they are too old or there are too many. What fails is tried again later.
     pub(super) fn delete_some(&mut self) {
-        let step = match self.events.expired() {
-            Some((first, last)) => self.take_out_of_index(first, last),
-            None => self.expire_events(),
-        };
-        if let Err(error) = step {
-            self.trouble(error);
+        if self.shared.health.has_not_failed().is_err() {
+            return;
+        }
+        for _ in 0..MAX_SEGMENTS_AT_ONCE {
+            match self.delete_oldest_events() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    self.trouble(error);
+                    return;
+                }
+            }
         }
     }
 
-    /// Hides the oldest segment from readers, if it is too old or there is too much.
-    fn expire_events(&mut self) -> Result<(), WriteError> {
+    /// Deletes the oldest segment, if it is due; says whether it was.
+    fn delete_oldest_events(&mut self) -> Result<bool, WriteError> {
         let Retention {
             events_max_age_seconds: max_age,
             events_max_bytes: max_bytes,
             ..
         } = self.retirement.retention;
         if max_age == 0 && max_bytes == 0 {
-            return Ok(());
+            return Ok(false);
         }
         let too_much = max_bytes > 0 && self.events.view.size_bytes() > max_bytes;
         let (first, last, too_old, is_only) = {
             let segments = self.events.view.segments();
             let Some(oldest) = segments.front().filter(|oldest| !oldest.is_empty()) else {
-                return Ok(());
+                return Ok(false);
             };
             let too_old = is_older(oldest.newest, max_age, now());
             (oldest.base, oldest.end, too_old, segments.len() == 1)
         };
         if !too_old && (!too_much || is_only) {
-            return Ok(());
+            return Ok(false);
         }
         if is_only {
             self.events.roll()?;
@@ -125,98 +142,97 @@ impl Writer {
             log.last = last,
             "events are no longer retained"
         );
-        self.events.expire()
-    }
-
-    /// Takes some events of an expired segment out of the index; deletes its file after the last of them.
-    fn take_out_of_index(&mut self, first: u64, last: u64) -> Result<(), WriteError> {
-        let first = self.retirement.next.unwrap_or(first);
-        let frames = match self.events.read_expired(first, STEP) {
-            Ok(frames) => frames,
-            Err(error) => {
-                // What is not taken out does no harm: it leads to a position that is no longer retained.
-                tracing::warn!(%error, "an expired segment cannot be read");
-                Vec::new()
-            }
-        };
-        let mut changes = self.index.changes();
-        let mut removed = Ok(());
-        for frame in &frames {
-            if let Ok(record) = EventRecord::decode(frame.head.clone()) {
-                removed = removed
-                    .and_then(|()| changes.remove(&self.index, Position(frame.number), &record));
-            }
-        }
-        if let Err(error) = removed.and_then(|()| changes.commit()) {
-            self.index_failed(&error);
-            return Ok(());
-        }
-        match frames.last() {
-            Some(reached) if reached.number < last => {
-                self.retirement.next = Some(reached.number + 1);
-                Ok(())
-            }
-            _ => {
-                self.retirement.next = None;
-                self.events.delete()
-            }
-        }
+        // Before the file goes: whatever is missing beyond this was not deleted by us.
+        self.meta.start = last;
+        let stored = meta::write(
+            self.shared.disk.as_ref(),
+            &self.shared.directory,
+            &self.meta,
+        );
+        stored.map_err(WriteError::Write)?;
+        self.events.delete_oldest()?;
+        self.index.set_start(Position(last));
+        Ok(true)
     }
 
     /// Lets raw deliveries go before their events: the segment is copied without them on another thread.
     pub(super) fn drop_deliveries(&mut self) {
+        if self.shared.health.has_not_failed().is_err() {
+            return;
+        }
         let retention = self.retirement.retention;
         if retention.deliveries_max_age_seconds == 0 && retention.deliveries_max_bytes == 0 {
             return;
         }
-        if let Some(copying) = self
-            .retirement
-            .copying
-            .take_if(|copying| copying.is_finished())
-        {
-            let copied = copying
+        let finished = |copying: &mut Copying| copying.thread.is_finished();
+        if let Some(Copying { base, thread }) = self.retirement.copying.take_if(finished) {
+            let copied = thread
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("copying a segment panicked").into()));
-            let replaced = copied.and_then(|copy| Ok(self.events.replace(copy)?));
-            if let Err(error) = replaced {
-                tracing::warn!(%error, "raw deliveries could not be deleted; it is tried again");
+            match copied {
+                Ok(copy) => {
+                    if let Err(error) = self.events.replace(copy) {
+                        self.trouble(error);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the raw deliveries of a damaged segment are kept");
+                    self.retirement.unreadable.insert(base);
+                }
             }
         }
-        if self.retirement.copying.is_none() {
-            self.copy_without_deliveries();
+        if self.retirement.copying.is_none()
+            && let Err(error) = self.copy_without_deliveries()
+        {
+            self.trouble(error);
         }
     }
 
-    fn copy_without_deliveries(&mut self) {
+    fn copy_without_deliveries(&mut self) -> Result<(), WriteError> {
         let Retention {
             deliveries_max_age_seconds: max_age,
             deliveries_max_bytes: max_bytes,
             ..
         } = self.retirement.retention;
-        let finished = self.events.finished();
-        let total: u64 = finished.iter().map(|segment| segment.body_bytes).sum();
-        let too_much = max_bytes > 0 && total > max_bytes;
         let now = now();
-        let due = finished.into_iter().find(|segment| {
-            !segment.heads_only && (too_much || is_older(segment.newest, max_age, now))
-        });
-        let Some(segment) = due else { return };
+        let due = {
+            let segments = self.events.view.segments();
+            let total: u64 = segments.iter().map(|segment| segment.body_bytes).sum();
+            let too_much = max_bytes > 0 && total > max_bytes;
+            let due = |segment: &&Segment| {
+                let is_active = segment.base == segments.back().map_or(0, |active| active.base);
+                let too_old = is_older(segment.newest, max_age, now);
+                segment.body_bytes > 0
+                    && (too_old || (too_much && !is_active))
+                    && !self.retirement.unreadable.contains(&segment.base)
+            };
+            segments.iter().find(due).cloned()
+        };
+        let Some(segment) = due else { return Ok(()) };
+        if segment.end == self.events.end() {
+            self.events.roll()?;
+        }
         let view = Arc::clone(&self.events.view);
-        let copying = thread::Builder::new()
+        let base = segment.base;
+        let thread = thread::Builder::new()
             .name("log-retention".to_owned())
             .spawn(move || segments::drop_bodies(&view, &segment));
-        match copying {
-            Ok(copying) => self.retirement.copying = Some(copying),
+        match thread {
+            Ok(thread) => self.retirement.copying = Some(Copying { base, thread }),
             Err(error) => tracing::warn!(%error, "raw deliveries cannot be deleted now"),
         }
+        Ok(())
     }
 
     /// Deletes what the quarantines need not keep.
     pub(super) fn retain_quarantines(&mut self) {
+        if self.shared.health.has_not_failed().is_err() {
+            return;
+        }
         let now = now();
         for quarantine in [&mut self.genuine, &mut self.unverified] {
             if let Err(error) = quarantine.retain(now) {
-                self.health.trouble(error);
+                self.shared.health.trouble(error);
                 return;
             }
         }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     frame::{HEADER_BYTES, NewFrame},
-    segments::WriteError,
+    segments::{Promise, WriteError},
     small_file,
 };
 use crate::log::disk::{Disk, DiskFile};
@@ -21,8 +21,6 @@ pub(super) const LOG: &str = "log";
 pub(super) const HEADS: &str = "heads";
 /// What lies beside a finished segment.
 pub(super) const INDEX: &str = "index";
-/// A segment that is no longer read, and waits for being deleted.
-pub(super) const EXPIRED: &str = "expired";
 /// A copy in the making.
 pub(super) const TEMPORARY: &str = "tmp";
 
@@ -83,7 +81,7 @@ impl Segment {
 
     /// Where the records end that its last record proves durable, or a little before.
     pub(super) fn durable_to(&self) -> u64 {
-        let unproved = (self.proved + 1).max(self.base);
+        let unproved = self.proved.saturating_add(1).max(self.base);
         let stride = (unproved - self.base) / STRIDE;
         let offset = self.offsets.get(stride as usize).copied();
         match offset {
@@ -118,7 +116,9 @@ pub(super) fn name(base: u64, extension: &str) -> String {
 
 pub(super) fn parse_name(name: &str) -> Option<(u64, &str)> {
     let (base, extension) = name.split_once('.')?;
-    Some((base.parse().ok().filter(|base| *base > 0)?, extension))
+    let digits = base.len() == 20 && base.bytes().all(|b| b.is_ascii_digit());
+    let base = base.parse().ok().filter(|base| digits && *base > 0)?;
+    Some((base, extension))
 }
 
 /// Where the first record of a segment begins, after the record that names the log.
@@ -162,15 +162,22 @@ impl Directory {
         file.write_at(&buffer, 0)
     }
 
-    /// Makes the file of a new segment, durably. What was of this name before held nothing that was acknowledged.
-    pub(super) fn create(&self, base: u64) -> Result<(Segment, Box<dyn DiskFile>), WriteError> {
+    /// Makes the file of a new segment, durably if that is promised. What was of this name before held nothing that was
+    /// acknowledged.
+    pub(super) fn create(
+        &self,
+        base: u64,
+        promise: Promise,
+    ) -> Result<(Segment, Box<dyn DiskFile>), WriteError> {
         let segment = Segment::new(base, false);
         let path = self.join(segment.data_name());
         let file = self.disk.create(&path).map_err(WriteError::Write)?;
         self.write_mark(file.as_ref()).map_err(WriteError::Write)?;
-        file.sync().map_err(WriteError::Sync)?;
-        // A name whose sync failed stays in doubt, whatever syncs follow.
-        self.sync().map_err(WriteError::Sync)?;
+        if let Promise::Durable(_) = promise {
+            file.sync().map_err(WriteError::Sync)?;
+            // A name whose sync failed stays in doubt, whatever syncs follow.
+            self.sync().map_err(WriteError::Sync)?;
+        }
         Ok((segment, file))
     }
 

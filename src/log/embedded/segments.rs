@@ -2,30 +2,40 @@
 //!
 //! A segment is named for the number of its first record: `00000000000000000001.log`. It begins with a record of its own
 //! that says which log it belongs to. Beside a finished segment lies `….index`, which says where its records are; it
-//! can be made again at any time. A segment whose bodies were dropped is called `….heads`, one that is being deleted
-//! `….expired`.
+//! can be made again at any time. A segment whose bodies were dropped is called `….heads`.
 
-use std::{collections::VecDeque, io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use uuid::Uuid;
 
 use super::{
     OpenError,
-    frame::{Frame, FrameError, FrameReader, NewFrame, Parts},
+    frame::{FrameError, FrameReader, NewFrame, Parts},
     recovery,
-    segment::{Directory, EXPIRED, INDEX, LOG, STRIDE, Segment, TEMPORARY},
+    segment::{Directory, HEADS, INDEX, LOG, Segment, TEMPORARY},
     view::{CHUNK_BYTES, View},
 };
 use crate::log::disk::{Disk, DiskFile};
+
+/// What was promised of the records in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// Each is durable before it is acknowledged. All up to this number are known to have been acknowledged, whatever
+    /// the files themselves say.
+    Durable(u64),
+    /// None: nothing is synced, and what is damaged is thrown away.
+    Nothing,
+}
 
 /// The writer's side of the segments.
 #[derive(Debug)]
 pub(super) struct Segments {
     pub(super) view: Arc<View>,
     segment_bytes: u64,
+    promise: Promise,
     active: Active,
-    /// Segments that are no longer read, and wait for their files to be deleted.
-    expired: VecDeque<Segment>,
+    /// A new segment was to be begun, and could not: its file may be there, so nothing more goes into the old one.
+    must_roll: bool,
 }
 
 /// The file that is being written.
@@ -59,70 +69,59 @@ impl Segments {
         path: &Path,
         log_id: Uuid,
         segment_bytes: u64,
+        promise: Promise,
     ) -> Result<Self, OpenError> {
         let directory = Directory {
             disk,
             path: path.to_owned(),
             log_id,
         };
-        let mut recovered = recovery::recover(&directory)?;
-        let file = match recovered.active {
-            Some(file) => file,
+        let recovered = recovery::recover(&directory, promise)?;
+        let (segments, file) = match recovered {
+            Some(recovered) => (recovered.segments, recovered.active),
             None => {
-                let base = recovered.expired.back().map_or(1, |last| last.end + 1);
-                let (segment, file) = directory.create(base)?;
-                recovered.segments.push_back(segment);
-                file
+                let (segment, file) = directory.create(1, promise)?;
+                ([segment].into(), file)
             }
         };
         Ok(Self {
-            view: Arc::new(View::new(directory, recovered.segments)),
+            view: Arc::new(View::new(directory, segments)),
             segment_bytes,
+            promise,
             active: Active {
                 file,
                 untidy: false,
             },
-            expired: recovered.expired,
+            must_roll: false,
         })
     }
 
     /// The number of the last record.
     pub(super) fn end(&self) -> u64 {
-        self.view.segments().back().map_or(0, |active| active.end)
+        self.view.end()
     }
 
-    /// Begins a new segment.
-    fn create(&mut self, base: u64) -> Result<(), WriteError> {
-        let (segment, file) = self.view.directory.create(base)?;
-        self.active = Active {
-            file,
-            untidy: false,
-        };
-        self.view.segments_mut().push_back(segment);
-        Ok(())
+    /// About how many bytes one segment holds.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
     }
 
-    /// Writes records behind the last one. They are durable when [`sync`](Self::sync) has returned, and seen by readers
-    /// when this has, if `sync` is false.
-    pub(super) fn append(&mut self, frames: &[NewFrame<'_>], sync: bool) -> Result<(), WriteError> {
-        self.roll_if_full()?;
+    /// Writes records behind the last one, and shows them to readers. If their durability is promised, they are durable
+    /// then.
+    pub(super) fn append(&mut self, frames: &[NewFrame<'_>]) -> Result<(), WriteError> {
+        self.roll_if_due()?;
         let mut buffer = Vec::with_capacity(frames.len() * 1024);
         for frame in frames {
             frame.encode(&mut buffer).map_err(WriteError::Write)?;
         }
-        let size = self.view.segments().back().map_or(0, |active| active.size);
+        self.tidy()?;
+        let size = self.view.active().size;
         let file = self.active.file.as_ref();
-        if self.active.untidy {
-            file.set_size(size).map_err(WriteError::Write)?;
-            // Were the cut to reach the disk after the new records, old ones could be found behind them.
-            file.sync().map_err(WriteError::Sync)?;
-            self.active.untidy = false;
-        }
         if let Err(error) = file.write_at(&buffer, size) {
             self.active.untidy = true;
             return Err(WriteError::Write(error));
         }
-        if sync {
+        if let Promise::Durable(_) = self.promise {
             file.sync().map_err(WriteError::Sync)?;
         }
         if let Some(active) = self.view.segments_mut().back_mut() {
@@ -133,136 +132,102 @@ impl Segments {
         Ok(())
     }
 
-    /// Makes everything durable that was appended without a sync.
+    /// Cuts off what a failed write has left.
+    fn tidy(&mut self) -> Result<(), WriteError> {
+        if !self.active.untidy {
+            return Ok(());
+        }
+        let file = self.active.file.as_ref();
+        let size = self.view.active().size;
+        file.set_size(size).map_err(WriteError::Write)?;
+        // Were the cut to reach the disk after new records, old ones could be found behind them.
+        file.sync().map_err(WriteError::Sync)?;
+        self.active.untidy = false;
+        Ok(())
+    }
+
+    /// Makes everything durable, whatever was promised.
     pub(super) fn sync(&self) -> Result<(), WriteError> {
         self.active.file.sync().map_err(WriteError::Sync)
     }
 
-    fn roll_if_full(&mut self) -> Result<(), WriteError> {
-        let full = self
-            .view
-            .segments()
-            .back()
-            .is_none_or(|active| active.size >= self.segment_bytes && !active.is_empty());
-        if full { self.roll() } else { Ok(()) }
+    fn roll_if_due(&mut self) -> Result<(), WriteError> {
+        let active = self.view.active();
+        let full = active.size >= self.segment_bytes && !active.is_empty;
+        match full || self.must_roll {
+            true => self.roll(),
+            false => Ok(()),
+        }
     }
 
     /// Finishes the active segment and begins a new one.
     pub(super) fn roll(&mut self) -> Result<(), WriteError> {
-        let active = self.view.segments().back().cloned();
-        if let Some(active) = &active {
-            if self.active.untidy {
-                let file = self.active.file.as_ref();
-                file.set_size(active.size).map_err(WriteError::Write)?;
-                file.sync().map_err(WriteError::Sync)?;
-                self.active.untidy = false;
-            }
+        self.must_roll = true;
+        self.tidy()?;
+        let Some(active) = self.view.segments().back().cloned() else {
+            return Ok(());
+        };
+        let directory = &self.view.directory;
+        if let Promise::Durable(_) = self.promise {
             // Only the last segment may end in what was never finished.
             self.active.file.sync().map_err(WriteError::Sync)?;
-            self.view
-                .directory
-                .write_index(active)
-                .map_err(WriteError::Write)?;
+            directory.write_index(&active).map_err(WriteError::Write)?;
         }
-        self.create(active.map_or(1, |active| active.end + 1))
-    }
-
-    /// Takes the oldest finished segment away from the readers, durably. Its file stays until
-    /// [`delete`](Self::delete).
-    pub(super) fn expire(&mut self) -> Result<(), WriteError> {
-        let directory = &self.view.directory;
-        // Before the file is renamed: readers look for it as long as they see it here.
-        let Some(oldest) = self.view.segments_mut().pop_front() else {
-            return Ok(());
+        let (segment, file) = directory.create(active.end + 1, self.promise)?;
+        self.active = Active {
+            file,
+            untidy: false,
         };
-        let from = directory.join(oldest.data_name());
-        let to = directory.join(oldest.name(EXPIRED));
-        if let Err(error) = directory.disk.rename(&from, &to) {
-            self.view.segments_mut().push_front(oldest);
-            return Err(WriteError::Write(error));
-        }
-        self.expired.push_back(oldest);
-        directory.sync().map_err(WriteError::Sync)
-    }
-
-    /// The first and the last number of the oldest segment that is no longer read and not yet deleted.
-    pub(super) fn expired(&self) -> Option<(u64, u64)> {
-        self.expired.front().map(|oldest| (oldest.base, oldest.end))
-    }
-
-    /// Reads records of that segment, `count` of them from the number `first` on.
-    pub(super) fn read_expired(&self, first: u64, count: u64) -> Result<Vec<Frame>, FrameError> {
-        let Some(segment) = self.expired.front() else {
-            return Ok(Vec::new());
-        };
-        let path = self.view.directory.join(segment.name(EXPIRED));
-        let stride = (first - segment.base) / STRIDE;
-        let Some(offset) = segment.offsets.get(stride as usize) else {
-            return Ok(Vec::new());
-        };
-        let range = (u64::from(*offset), segment.size);
-        let file = self.view.directory.disk.open(&path)?;
-        let mut reader = FrameReader::new(file, &path, range, Parts::Heads, CHUNK_BYTES);
-        let mut frames = Vec::new();
-        while (frames.len() as u64) < count
-            && let Some(frame) = reader.next()?
-        {
-            if frame.number >= first {
-                frames.push(frame);
-            }
-        }
-        Ok(frames)
-    }
-
-    /// Deletes the file of the oldest segment that is no longer read.
-    pub(super) fn delete(&mut self) -> Result<(), WriteError> {
-        let directory = &self.view.directory;
-        let Some(segment) = self.expired.front() else {
-            return Ok(());
-        };
-        let _ = directory.disk.remove(&directory.join(segment.name(INDEX)));
-        match directory
-            .disk
-            .remove(&directory.join(segment.name(EXPIRED)))
-        {
-            // A try before this one came so far.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            removed => removed.map_err(WriteError::Write)?,
-        }
-        directory.sync().map_err(WriteError::Sync)?;
-        self.expired.pop_front();
+        self.view.segments_mut().push_back(segment);
+        self.must_roll = false;
         Ok(())
     }
 
-    /// The finished segments, oldest first.
-    pub(super) fn finished(&self) -> Vec<Segment> {
-        let segments = self.view.segments();
-        let finished = segments.len().saturating_sub(1);
-        segments.iter().take(finished).cloned().collect()
+    /// Deletes the oldest finished segment.
+    ///
+    /// Readers wait meanwhile: whoever comes before finds its file, whoever comes after is told that it is gone.
+    pub(super) fn delete_oldest(&mut self) -> Result<(), WriteError> {
+        let Directory { disk, .. } = &self.view.directory;
+        let directory = &self.view.directory;
+        let mut segments = self.view.segments_mut();
+        let Some(oldest) = segments.front().filter(|_| segments.len() > 1) else {
+            return Ok(());
+        };
+        for extension in [INDEX, LOG, HEADS] {
+            match disk.remove(&directory.join(oldest.name(extension))) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(WriteError::Write)?,
+            }
+        }
+        if let Promise::Durable(_) = self.promise {
+            directory.sync().map_err(WriteError::Sync)?;
+        }
+        segments.pop_front();
+        Ok(())
     }
 
     /// Puts the copy without bodies that [`drop_bodies`] made in the place of a finished segment.
-    pub(super) fn replace(&mut self, copy: Segment) -> io::Result<()> {
+    pub(super) fn replace(&mut self, copy: Segment) -> Result<(), WriteError> {
         let directory = &self.view.directory;
-        let index = {
-            let segments = self.view.segments();
-            segments
-                .iter()
-                .position(|segment| segment.base == copy.base)
-        };
         let temporary = directory.join(copy.name(TEMPORARY));
-        let Some(index) = index else {
-            return directory.disk.remove(&temporary);
-        };
-        directory
-            .disk
-            .rename(&temporary, &directory.join(copy.data_name()))?;
-        directory.sync()?;
-        let old = directory.join(copy.name(LOG));
-        directory.write_index(&copy)?;
-        self.view.segments_mut()[index] = copy;
-        directory.disk.remove(&old)?;
-        directory.sync()
+        let (old, new) = (
+            directory.join(copy.name(LOG)),
+            directory.join(copy.data_name()),
+        );
+        {
+            let mut segments = self.view.segments_mut();
+            let Some(replaced) = segments.iter_mut().find(|s| s.base == copy.base) else {
+                // Deleted meanwhile.
+                return directory.disk.remove(&temporary).map_err(WriteError::Write);
+            };
+            let renamed = directory.disk.rename(&temporary, &new);
+            renamed.map_err(WriteError::Write)?;
+            *replaced = copy.clone();
+        }
+        directory.sync().map_err(WriteError::Sync)?;
+        directory.write_index(&copy).map_err(WriteError::Write)?;
+        directory.disk.remove(&old).map_err(WriteError::Write)?;
+        directory.sync().map_err(WriteError::Sync)
     }
 }
 

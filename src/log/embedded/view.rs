@@ -31,13 +31,29 @@ pub(super) enum ViewError {
     #[error("no longer retained")]
     NotRetained,
     #[error(transparent)]
-    Frame(#[from] FrameError),
+    Io(#[from] io::Error),
+    /// The record with this number is not what was written.
+    #[error("{what}")]
+    Damaged { number: u64, what: String },
 }
 
-impl From<io::Error> for ViewError {
-    fn from(error: io::Error) -> Self {
-        Self::Frame(error.into())
+impl ViewError {
+    fn of(number: u64, error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) => Self::Io(error),
+            damaged @ FrameError::Damaged { .. } => Self::Damaged {
+                number,
+                what: damaged.to_string(),
+            },
+        }
     }
+}
+
+/// The segment that is being written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ActiveSegment {
+    pub(super) size: u64,
+    pub(super) is_empty: bool,
 }
 
 impl View {
@@ -68,41 +84,56 @@ impl View {
         self.segments().iter().map(|segment| segment.size).sum()
     }
 
+    /// The number of the last record.
+    pub(super) fn end(&self) -> u64 {
+        self.segments().back().map_or(0, |last| last.end)
+    }
+
+    pub(super) fn active(&self) -> ActiveSegment {
+        let segments = self.segments();
+        let active = segments.back();
+        ActiveSegment {
+            size: active.map_or(0, |active| active.size),
+            is_empty: active.is_none_or(Segment::is_empty),
+        }
+    }
+
     /// Hands records to `take`, in order, from the number `first` to `last`, until it says that it has enough.
     pub(super) fn read(
         &self,
         first: u64,
         last: u64,
         parts: Parts,
-        mut take: impl FnMut(Frame) -> Result<bool, FrameError>,
+        mut take: impl FnMut(Frame) -> bool,
     ) -> Result<(), ViewError> {
         let mut next = first;
         while next <= last {
-            let Some((mut reader, mut number)) = self.reader(next, last, parts)? else {
+            let Some(mut reader) = self.reader(next, last, parts)? else {
                 return Ok(());
             };
-            while number <= last {
-                let Some(frame) = reader.next()? else { break };
-                if frame.number != number {
-                    return Err(reader.damaged("another record was to be here").into());
+            while next <= last {
+                let frame = reader.next().map_err(|error| ViewError::of(next, error))?;
+                let Some(frame) = frame else { break };
+                if frame.number != next {
+                    let error = reader.damaged("another record was to be here");
+                    return Err(ViewError::of(next, error));
                 }
-                number += 1;
-                if number > next && !take(frame)? {
+                next += 1;
+                if !take(frame) {
                     return Ok(());
                 }
-                next = next.max(number);
             }
         }
         Ok(())
     }
 
-    /// Opens the segment that holds the record `first`, at this record or less than a stride before it. Says at which.
+    /// Opens the segment that holds the record `first`, and goes to this record.
     fn reader(
         &self,
         first: u64,
         last: u64,
         parts: Parts,
-    ) -> Result<Option<(FrameReader, u64)>, ViewError> {
+    ) -> Result<Option<FrameReader>, ViewError> {
         loop {
             let (name, offset, size, number) = {
                 let segments = self.segments();
@@ -113,9 +144,20 @@ impl View {
                     return Ok(None);
                 }
                 let stride = (first - segment.base) / STRIDE;
-                let offset = segment.offsets[stride as usize];
+                let Some(offset) = segment.offsets.get(stride as usize) else {
+                    let what = format!("{}: its index is too short", segment.data_name());
+                    return Err(ViewError::Damaged {
+                        number: first,
+                        what,
+                    });
+                };
                 let number = segment.base + stride * STRIDE;
-                (segment.data_name(), offset.into(), segment.size, number)
+                (
+                    segment.data_name(),
+                    u64::from(*offset),
+                    segment.size,
+                    number,
+                )
             };
             let path = self.directory.join(name);
             match self.directory.disk.open(&path) {
@@ -124,10 +166,15 @@ impl View {
                         true => SMALL_CHUNK_BYTES,
                         false => CHUNK_BYTES,
                     };
-                    let reader = FrameReader::new(file, &path, (offset, size), parts, chunk);
-                    return Ok(Some((reader, number)));
+                    let mut reader = FrameReader::new(file, &path, (offset, size), parts, chunk);
+                    for passed in number..first {
+                        reader
+                            .pass()
+                            .map_err(|error| ViewError::of(passed, error))?;
+                    }
+                    return Ok(Some(reader));
                 }
-                // Deleted, or replaced by one without bodies, since we looked: look again.
+                // Replaced by one without bodies since we looked: look again.
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound && self.has_changed(&path) => {}
                 Err(error) => return Err(error.into()),

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,18 +23,19 @@ use uuid::Uuid;
 use super::{
     consumers,
     frame::NewFrame,
-    health::Watchdog,
     index::{IdEntry, Index, IndexError},
     meta,
     quarantine::{Change, Quarantine},
     reader::Shared,
-    record::{ClosedRecord, EventRecord, MetaRecord, PlaceInVerification, StateRecord},
+    record::{ClosedRecord, EventRecord, MetaRecord, PlaceInVerification},
     retention::Retirement,
     segments::{Segments, WriteError},
 };
 use crate::log::{
-    AppendError, Appended, Commit, CommitError, NewEvent, NewQuarantined, Position, QuarantineKind,
-    StoredEvent, VerificationState, verification, verification::Time,
+    AppendError, Appended, Commit, CommitError, NewEvent, NewQuarantined, Origin, Position,
+    QuarantineKind, StoredEvent, VerificationState,
+    consumers::Consumers,
+    verification::{self, Member, Time},
 };
 
 pub(super) type Reply<T, E = AppendError> = oneshot::Sender<Result<T, E>>;
@@ -47,9 +49,23 @@ pub(super) enum Request {
     Forget(String, Reply<()>),
 }
 
+impl Request {
+    fn fail(self, error: AppendError) {
+        match self {
+            Self::Append(_, reply) => answer(reply, Err(error)),
+            Self::Quarantine(_, reply) | Self::Forget(_, reply) => answer(reply, Err(error)),
+            Self::Release(_, reply) => answer(reply, Err(error)),
+            Self::Commit(_, reply) => answer(reply, Err(error.into())),
+        }
+    }
+}
+
 /// The most requests in one batch, and about the most bytes.
 const MAX_BATCH: usize = 512;
 const MAX_BATCH_BYTES: usize = 4 << 20;
+
+/// How many events of a verification are looked at when one of them is corrected.
+const MAX_MEMBERS: usize = 1000;
 
 /// How often the writer looks after the disk and what is to be deleted.
 const TICK: Duration = Duration::from_secs(1);
@@ -63,9 +79,10 @@ pub(super) struct Writer {
     pub(super) index: Index,
     pub(super) end: Position,
     pub(super) latest_received_at: Time,
-    pub(super) health: Watchdog,
     pub(super) retirement: Retirement,
     pub(super) meta: MetaRecord,
+    /// Held as long as anything is written.
+    pub(super) _lock: File,
 }
 
 /// Requests that become durable together.
@@ -78,8 +95,7 @@ struct Batch {
     events: Vec<PlacedEvent>,
     answers: Vec<(Appended, Reply<Appended>)>,
     genuine: Vec<(Change, ChangeReply)>,
-    /// Nobody waits for these.
-    unverified: Vec<Change>,
+    unverified: Vec<(Change, ChangeReply)>,
     consumers: Vec<ConsumerChange>,
 }
 
@@ -88,12 +104,12 @@ struct PlacedEvent {
     record: EventRecord,
     stored: StoredEvent,
     delivery: Bytes,
-    received_at: i64,
 }
 
 enum ChangeReply {
     Added(Reply<()>),
     Released(Reply<bool>),
+    Nobody,
 }
 
 enum ConsumerChange {
@@ -138,20 +154,19 @@ impl Writer {
 
     /// What is to be done once in a while: see whether the disk is well, and delete what is too old.
     fn tick(&mut self) {
-        self.health.examine(&self.shared.directory);
-        if self.is_writable().is_ok() {
-            if let Err(error) = self.unverified.sync() {
-                self.trouble(error);
-            }
-            self.retain_quarantines();
-            self.delete_some();
-            self.drop_deliveries();
+        self.shared.health.examine(&self.shared.directory);
+        if let Err(error) = self.unverified.sync() {
+            self.trouble(error);
         }
+        self.retain_quarantines();
+        self.delete_some();
+        self.drop_deliveries();
     }
 
     /// Leaves word of what the log holds, so that a loss while it is closed is noticed.
     fn close(mut self) {
-        if self.health.has_failed() {
+        self.retirement.close();
+        if self.shared.health.has_not_failed().is_err() {
             return;
         }
         if let Err(error) = self.index.close() {
@@ -160,17 +175,12 @@ impl Writer {
         self.meta.closed = Some(ClosedRecord {
             events: self.end.0,
             genuine: self.genuine.end(),
-            unverified: self.unverified.end(),
         });
+        let Shared {
+            disk, directory, ..
+        } = self.shared.as_ref();
         let synced = self.unverified.sync();
-        if synced.is_err()
-            || meta::write(
-                self.shared.disk.as_ref(),
-                &self.shared.directory,
-                &self.meta,
-            )
-            .is_err()
-        {
+        if synced.is_err() || meta::write(disk.as_ref(), directory, &self.meta).is_err() {
             tracing::warn!("the log was not closed; it is checked at the next start");
         }
     }
@@ -192,13 +202,15 @@ impl Writer {
 
     /// Decides a request and adds what it writes to the batch. A request that fails here is answered at once.
     fn add(&mut self, batch: &mut Batch, request: Request) {
-        let writable = self.is_writable();
-        match (request, writable) {
-            (Request::Append(event, reply), Ok(())) => match self.append(batch, *event) {
+        if let Err(error) = self.is_writable(&request) {
+            return request.fail(error);
+        }
+        match request {
+            Request::Append(event, reply) => match self.append(batch, *event) {
                 Ok(appended) => batch.answers.push((appended, reply)),
                 Err(error) => answer(reply, Err(error)),
             },
-            (Request::Quarantine(delivery, reply), Ok(())) => {
+            Request::Quarantine(delivery, reply) => {
                 batch.size_bytes += delivery.delivery.len();
                 match delivery.kind {
                     QuarantineKind::Genuine => {
@@ -206,33 +218,27 @@ impl Writer {
                         batch.genuine.push((Change::Add(delivery), reply));
                     }
                     QuarantineKind::Unverified => {
-                        batch.unverified.push(Change::Add(delivery));
+                        // Nobody was promised anything, so nobody waits.
                         answer(reply, Ok(()));
+                        let change = Change::Add(delivery);
+                        batch.unverified.push((change, ChangeReply::Nobody));
                     }
                 }
             }
-            (Request::Release(id, reply), Ok(())) => match self.unverified.view.holds(&id) {
-                true => {
-                    batch.unverified.push(Change::Release(id));
-                    answer(reply, Ok(true));
-                }
-                false => {
-                    let reply = ChangeReply::Released(reply);
-                    batch.genuine.push((Change::Release(id), reply));
-                }
-            },
-            (Request::Commit(commit, reply), Ok(())) => {
-                batch.consumers.push(ConsumerChange::Commit(commit, reply));
+            Request::Release(id, reply) => {
+                let changes = match self.unverified.view.holds(&id) {
+                    true => &mut batch.unverified,
+                    false => &mut batch.genuine,
+                };
+                changes.push((Change::Release(id), ChangeReply::Released(reply)));
             }
-            (Request::Forget(name, reply), Ok(())) => {
+            Request::Commit(commit, reply) => {
+                let change = ConsumerChange::Commit(commit, reply);
+                batch.consumers.push(change);
+            }
+            Request::Forget(name, reply) => {
                 batch.consumers.push(ConsumerChange::Forget(name, reply));
             }
-            (Request::Append(_, reply), Err(error)) => answer(reply, Err(error)),
-            (Request::Quarantine(_, reply) | Request::Forget(_, reply), Err(error)) => {
-                answer(reply, Err(error));
-            }
-            (Request::Release(_, reply), Err(error)) => answer(reply, Err(error)),
-            (Request::Commit(_, reply), Err(error)) => answer(reply, Err(error.into())),
         }
     }
 
@@ -244,19 +250,21 @@ impl Writer {
         let position = Position(batch.end.0 + 1);
         let (mut revision, mut late, mut place) = (0, false, None);
         if let Some(key) = event.verification {
-            let state = match batch.verifications.get(&key) {
+            let before = match batch.verifications.get(&key) {
                 Some(state) => *state,
                 None => self.state(&key)?.unwrap_or_default(),
             };
-            let next;
-            (next, late) = state.next(&event, position);
-            revision = next.revision;
-            batch.verifications.insert(key, next);
-            place = Some(PlaceInVerification {
-                key: Bytes::copy_from_slice(&key),
-                previous: state.last.0,
-                state: Some(StateRecord::from(next)),
-            });
+            let member = Member::new(&event, position);
+            let after;
+            (after, late) = match event.origin {
+                Origin::Received | Origin::Redriven => before.next(&member),
+                Origin::Correction(_) => {
+                    before.corrected(&self.members(batch, before.last, member)?)
+                }
+            };
+            revision = after.revision;
+            batch.verifications.insert(key, after);
+            place = Some(PlaceInVerification::new(&key, before, after, &member));
         }
         batch.end = position;
         let received_at = verification::time(&event.received_at);
@@ -277,7 +285,6 @@ impl Writer {
             },
             stored: StoredEvent { position, encoded },
             delivery: event.delivery,
-            received_at: event.received_at.seconds,
         });
         Ok(Appended::New(position))
     }
@@ -292,6 +299,35 @@ impl Writer {
         Ok(known.filter(|known| known.position.0 > self.events.view.start()))
     }
 
+    /// The events of a verification, in log order: those up to `last`, and a new one.
+    fn members(
+        &self,
+        batch: &Batch,
+        last: Position,
+        new: Member,
+    ) -> Result<Vec<Member>, AppendError> {
+        let mut members = vec![new];
+        let mut next = last;
+        while next.0 > self.events.view.start() && members.len() < MAX_MEMBERS {
+            let pending = batch
+                .events
+                .iter()
+                .find(|event| event.stored.position == next);
+            let record = match pending {
+                Some(event) => event.record.clone(),
+                None => self
+                    .shared
+                    .event(next)
+                    .map_err(|error| AppendError::Unavailable(error.to_string()))?,
+            };
+            members.extend(record.member(next));
+            let place = record.verification.as_ref();
+            next = Position(place.map_or(0, |place| place.previous));
+        }
+        members.reverse();
+        Ok(members)
+    }
+
     fn state(&self, key: &[u8; 32]) -> Result<Option<VerificationState>, AppendError> {
         let state = self.index.verification(key);
         let state = state.map_err(|error| self.index_failed(&error))?;
@@ -304,14 +340,8 @@ impl Writer {
         let unverified = std::mem::take(&mut batch.unverified);
         let consumers = std::mem::take(&mut batch.consumers);
         self.commit_events(batch);
-        self.commit_genuine(genuine);
-        if !unverified.is_empty() {
-            // Not synced: nobody was promised anything, and a forged call must not cost a write to the disk.
-            if let Err(error) = self.unverified.apply(unverified, false) {
-                self.trouble(error);
-            }
-            self.retain_quarantines();
-        }
+        self.commit_quarantine(QuarantineKind::Genuine, genuine);
+        self.commit_quarantine(QuarantineKind::Unverified, unverified);
         self.commit_consumers(consumers);
     }
 
@@ -332,6 +362,7 @@ impl Writer {
         if batch.events.is_empty() {
             return Ok(());
         }
+        self.shared.health.has_not_failed()?;
         let heads: Vec<Vec<u8>> = batch
             .events
             .iter()
@@ -344,13 +375,14 @@ impl Writer {
             .map(|(event, head)| NewFrame {
                 number: event.stored.position.0,
                 synced: self.end.0,
-                time: event.received_at,
+                // Not its own: an event that was received long ago is kept as long as one that comes now.
+                time: batch.latest_received_at.0,
                 head,
                 body: &event.delivery,
             })
             .collect();
         self.events
-            .append(&frames, true)
+            .append(&frames)
             .map_err(|error| self.trouble(error))?;
         let mut changes = self.index.changes();
         for event in &batch.events {
@@ -358,27 +390,50 @@ impl Writer {
             debug_assert!(added.is_some(), "we have just made the record");
         }
         // The events are durable whatever becomes of the index, which is completed at the next start.
-        if let Err(error) = changes.commit() {
+        if let Err(error) = changes.commit(&self.index) {
             self.index_failed(&error);
         }
-        self.health.well();
+        self.shared.health.well();
         Ok(())
     }
 
-    fn commit_genuine(&mut self, changes: Vec<(Change, ChangeReply)>) {
+    fn commit_quarantine(&mut self, kind: QuarantineKind, changes: Vec<(Change, ChangeReply)>) {
         if changes.is_empty() {
             return;
         }
         let (changes, replies): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
-        let applied = self.genuine.apply(changes, true);
-        let applied = applied.map_err(|error| self.trouble(error));
+        let applied = self.apply(kind, changes);
         for (number, reply) in replies.into_iter().enumerate() {
             let effective = applied.clone().map(|effective| effective[number]);
             match reply {
                 ChangeReply::Added(reply) => answer(reply, effective.map(|_| ())),
                 ChangeReply::Released(reply) => answer(reply, effective),
+                ChangeReply::Nobody => {}
             }
         }
+    }
+
+    fn apply(
+        &mut self,
+        kind: QuarantineKind,
+        changes: Vec<Change>,
+    ) -> Result<Vec<bool>, AppendError> {
+        self.shared.health.has_not_failed()?;
+        let releases = changes
+            .iter()
+            .any(|change| matches!(change, Change::Release(_)));
+        let quarantine = match kind {
+            QuarantineKind::Genuine => &mut self.genuine,
+            QuarantineKind::Unverified => &mut self.unverified,
+        };
+        let applied = quarantine.apply(changes).and_then(|effective| {
+            // What was taken out must not come back.
+            if releases {
+                quarantine.sync()?;
+            }
+            Ok(effective)
+        });
+        applied.map_err(|error| self.trouble(error))
     }
 
     fn commit_consumers(&mut self, changes: Vec<ConsumerChange>) {
@@ -398,11 +453,7 @@ impl Writer {
                 }
             }
         }
-        let stored = consumers::write(self.shared.disk.as_ref(), &self.shared.directory, &changed);
-        let stored = stored.map_err(|error| self.trouble(WriteError::Write(error)));
-        if stored.is_ok() {
-            *self.shared.consumers() = changed;
-        }
+        let stored = self.store_consumers(changed);
         for (decided, reply) in decided {
             let stored = stored.clone();
             match reply {
@@ -414,13 +465,31 @@ impl Writer {
         }
     }
 
-    fn is_writable(&self) -> Result<(), AppendError> {
-        self.health.writable(&self.shared.directory)
+    fn store_consumers(&self, changed: Consumers) -> Result<(), AppendError> {
+        self.shared.health.has_not_failed()?;
+        let Shared {
+            disk, directory, ..
+        } = self.shared.as_ref();
+        let mut consumers = self.shared.consumers();
+        if *consumers != changed {
+            let stored = consumers::write(disk.as_ref(), directory, &changed);
+            stored.map_err(|error| self.trouble(WriteError::Write(error)))?;
+            *consumers = changed;
+        }
+        Ok(())
+    }
+
+    /// Whether a request is worth a try. What makes room is, even on a disk that is nearly full.
+    fn is_writable(&self, request: &Request) -> Result<(), AppendError> {
+        match request {
+            Request::Release(..) => self.shared.health.has_not_failed(),
+            _ => self.shared.health.writable(&self.shared.directory),
+        }
     }
 
     /// A write has failed. The answer for those who wait for it.
     pub(super) fn trouble(&self, error: WriteError) -> AppendError {
-        self.health.trouble(error)
+        self.shared.health.trouble(error)
     }
 
     /// The index has failed. The answer for those who wait.
@@ -428,7 +497,7 @@ impl Writer {
         if let IndexError::Damaged(_) = error {
             Index::mark_broken(&self.shared.directory);
         }
-        self.health.fail(error.to_string());
+        self.shared.health.fail(error.to_string());
         AppendError::Unavailable(error.to_string())
     }
 }
