@@ -24,7 +24,7 @@ use verdict::{
 };
 
 use crate::{
-    backup::copy,
+    backup::{copy, copy_log},
     log::{ALL, at, decode, new_event},
     support::log_config,
 };
@@ -149,7 +149,7 @@ async fn write(folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join("contents.txt"), contents(&log).await).unwrap();
     drop(log);
-    copy(directory.path(), &folder.join("log"));
+    copy_log(directory.path(), &folder.join("log"));
 }
 
 #[tokio::test]

@@ -89,13 +89,14 @@ impl From<fjall::Error> for IndexError {
 
 /// Whether an error says nothing about what is stored.
 fn is_of_the_disk(error: &fjall::Error) -> bool {
-    matches!(
-        error,
-        fjall::Error::Io(_)
-            | fjall::Error::Poisoned
-            | fjall::Error::Locked
-            | fjall::Error::Storage(fjall::LsmError::Io(_))
-    )
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+            !matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
+        }
+        fjall::Error::Poisoned | fjall::Error::Locked => true,
+        _ => false,
+    }
 }
 
 /// Lets go of what leads to an event that is no longer retained, when tables are compacted. Every value begins with a
