@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -208,6 +209,12 @@ pub enum ConfigError {
     /// A limit that would stop everything.
     #[error("server.{0} must be at least 1")]
     Zero(&'static str),
+    /// A limit that the server could not keep.
+    #[error("server.{0} must be at most {MAX_AT_ONCE}")]
+    TooMany(&'static str),
+    /// Files that could not be written, or would be too many.
+    #[error("log.segment_bytes must be between {} and {}", SEGMENT_BYTES.start(), SEGMENT_BYTES.end())]
+    SegmentBytes,
     /// Something is wrong with a source.
     #[error("source {provider}/{account}: {error}")]
     Source {
@@ -345,6 +352,7 @@ impl Config {
     /// Checks what types cannot, and reads the secrets.
     pub fn check(self, variables: &Variables) -> Result<Loaded, ConfigError> {
         self.server.check()?;
+        self.log.check()?;
         if self.sources.is_empty() {
             return Err(ConfigError::NoSources);
         }
@@ -393,12 +401,34 @@ impl ServerConfig {
             ),
             ("keepalive_timeout_seconds", self.keepalive_timeout_seconds),
         ];
-        match limits.iter().find(|(_, limit)| *limit == 0) {
-            Some((name, _)) => Err(ConfigError::Zero(name)),
+        if let Some((name, _)) = limits.iter().find(|(_, limit)| *limit == 0) {
+            return Err(ConfigError::Zero(name));
+        }
+        let at_once = [
+            ("max_concurrent_calls", self.max_concurrent_calls),
+            ("max_subscriptions", self.max_subscriptions),
+        ];
+        match at_once.iter().find(|(_, limit)| *limit > MAX_AT_ONCE) {
+            Some((name, _)) => Err(ConfigError::TooMany(name)),
             None => Ok(()),
         }
     }
 }
+
+impl LogConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        match SEGMENT_BYTES.contains(&self.segment_bytes) {
+            true => Ok(()),
+            false => Err(ConfigError::SegmentBytes),
+        }
+    }
+}
+
+/// The most calls or subscriptions that a server can be told to serve at once.
+const MAX_AT_ONCE: usize = 1 << 20;
+
+/// How large a file of the log may be made. Places in it are kept in 32 bits.
+const SEGMENT_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 30;
 
 impl SourceConfig {
     fn load(self, variables: &Variables) -> Result<Source, SourceError> {

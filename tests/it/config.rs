@@ -64,6 +64,14 @@ fn what_is_wrong_is_said_in_one_line() {
             "server.max_headers must be at least 1",
         ),
         (
+            &format!("[server]\nmax_concurrent_calls = 9999999\n{GU1}"),
+            "server.max_concurrent_calls must be at most 1048576",
+        ),
+        (
+            &format!("[log]\nsegment_bytes = 8589934592\n{GU1}"),
+            "log.segment_bytes must be between 65536 and 1073741824",
+        ),
+        (
             "[server]\ngrpc_listen = \"0.0.0.0:50051\"",
             "insecure = true",
         ),

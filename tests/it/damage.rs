@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::time;
 use uuid::Uuid;
 use verdict::{
-    config::LogConfig,
+    config::{LogConfig, Retention},
     log::{
         AppendError, Appended, Commit, CommitError, Consumer, EventLog, Health, NewEvent,
         NewQuarantined, Position, QuarantineKind, ReadError, StoredEvent,
@@ -359,5 +359,119 @@ async fn after_a_failed_sync_nothing_is_acknowledged_until_a_new_start() {
             log.append(event(31)).await.unwrap(),
             Appended::Duplicate(Position(31))
         );
+    }
+}
+
+#[tokio::test]
+async fn one_damaged_event_takes_no_other_along() {
+    let directory = TempDir::new().unwrap();
+    let disk = SimulatedDisk::new(1);
+    // One file for all, so that the damaged event lies among others.
+    let config = log_config(directory.path());
+    let open = |disk: &SimulatedDisk| {
+        EmbeddedLog::open_on(Arc::new(disk.clone()), &config, Uuid::from_u128(7)).unwrap()
+    };
+    let log = open(&disk);
+    for number in 1..=40 {
+        let _ = log.append(event(number)).await.unwrap();
+    }
+    let events = log.read(Position(0), ALL).await.unwrap();
+    // While the log is open, so that nobody looks at all of it again.
+    let path = directory.path().join("events/00000000000000000001.log");
+    let content = disk.contents(&path);
+    let id = Uuid::from_u128(20).to_string();
+    let found = content
+        .windows(id.len())
+        .position(|part| part == id.as_bytes());
+    disk.flip_bit(&path, found.unwrap() as u64, 0);
+
+    let before = log.read(Position(0), ALL).await.unwrap();
+    assert_eq!(before, events[..19]);
+    let damaged = log.read(Position(19), ALL).await.unwrap_err();
+    let ReadError::Damaged { position, place } = damaged else {
+        panic!("{damaged}");
+    };
+    assert_eq!(position, Position(20));
+    assert!(place.contains("00000000000000000001.log: byte"), "{place}");
+    for after in 20..40 {
+        let behind = log.read(Position(after), ALL).await.unwrap();
+        assert_eq!(behind, events[after as usize..]);
+    }
+    for number in (1..=40).filter(|number| *number != 20) {
+        let delivery = log.delivery(Position(number)).await.unwrap();
+        assert_eq!(delivery, Some(event(number.into()).delivery));
+    }
+}
+
+#[tokio::test]
+async fn a_new_file_that_cannot_be_begun_leaves_the_log_whole() {
+    let mut refused = 0;
+    for write in 0..12 {
+        let directory = TempDir::new().unwrap();
+        let disk = SimulatedDisk::new(1);
+        let config = LogConfig {
+            retention: Retention {
+                events_max_age_seconds: 1,
+                ..Default::default()
+            },
+            ..log_config(directory.path())
+        };
+        let id = Uuid::from_u128(7);
+        let log = EmbeddedLog::open_on(Arc::new(disk.clone()), &config, id).unwrap();
+        // Old at once, so that its file is finished and deleted after the write, whose place in the order is tried out.
+        disk.fail_writes(Some(Fault::once(ENOSPC).after(write).short()));
+        let first = log.append(event(1)).await;
+        refused += u32::from(first.is_err());
+        disk.fail_writes(None);
+        healthy(&log).await;
+        for number in 2..6 {
+            let _ = log.append(event(number)).await.unwrap();
+        }
+        let end = log.tail().end();
+        drop(log);
+        let log = EmbeddedLog::open_on(Arc::new(disk.clone()), &config, id)
+            .unwrap_or_else(|error| panic!("write {write} failed, and now: {error}"));
+        assert_eq!(log.tail().end(), end);
+    }
+    assert_eq!(refused, 1);
+}
+
+/// A record as the log writes it, which claims that very many records are durable. Whoever may send a webhook without
+/// proof can put it into the quarantine of such webhooks.
+fn forged_record() -> Vec<u8> {
+    let mut record = vec![0; 40];
+    record[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+    record[24..32].copy_from_slice(&(u64::MAX - 1).to_le_bytes());
+    let checksum = crc32fast::hash(&record[4..]);
+    record[..4].copy_from_slice(&checksum.to_le_bytes());
+    [&record[..], &[0; 64]].concat()
+}
+
+#[tokio::test]
+async fn what_nobody_was_promised_cannot_keep_the_log_from_opening() {
+    let directory = TempDir::new().unwrap();
+    let (disk, events) = written(&directory).await;
+    let log = open(&disk, &directory).unwrap();
+    for number in 1..=3 {
+        let delivery = NewQuarantined {
+            kind: QuarantineKind::Unverified,
+            delivery: forged_record().into(),
+            ..quarantined(100 + number)
+        };
+        log.quarantine(delivery).await.unwrap();
+    }
+    let written = async {
+        while log.stats().unverified.deliveries < 3 {
+            time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    time::timeout(PATIENCE, written).await.unwrap();
+    drop(log);
+    let path = directory.path().join("unverified/00000000000000000001.log");
+    for offset in (0..disk.contents(&path).len() as u64).step_by(20) {
+        let damaged = disk.kill();
+        damaged.flip_bit(&path, offset, 0);
+        let log = open(&damaged, &directory).unwrap();
+        assert_eq!(log.read(Position(0), ALL).await.unwrap(), events);
     }
 }

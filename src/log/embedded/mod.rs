@@ -310,6 +310,13 @@ fn make_directories(directory: &Path) -> io::Result<()> {
             .mode(0o700)
             .create(directory)?;
     }
+    // Their own names are to outlive a power cut too. The directory above may not be ours to open.
+    File::open(directory)?.sync_all()?;
+    if let Some(above) = directory.parent()
+        && let Ok(above) = File::open(above)
+    {
+        above.sync_all()?;
+    }
     if fs::metadata(directory)?.permissions().mode() & 0o077 != 0 {
         tracing::warn!(log.path = %directory.display(), "others may look into the log's directory");
     }
