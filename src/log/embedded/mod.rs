@@ -18,6 +18,7 @@ mod quarantine;
 mod reader;
 mod record;
 mod recovery;
+mod request;
 mod retention;
 mod segment;
 mod segments;
@@ -51,9 +52,10 @@ use self::{
     quarantine::Quarantine,
     reader::Shared,
     record::MetaRecord,
+    request::{Reply, Request},
     retention::Retirement,
     segments::{Promise, Segments, WriteError},
-    writer::{Reply, Request, Writer},
+    writer::Writer,
 };
 use super::{
     AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,

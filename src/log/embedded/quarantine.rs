@@ -211,7 +211,7 @@ impl Quarantine {
     }
 
     /// Makes everything durable that was not synced.
-    pub(super) fn sync(&self) -> Result<(), WriteError> {
+    pub(super) fn sync(&mut self) -> Result<(), WriteError> {
         self.segments.sync()
     }
 

@@ -43,6 +43,18 @@ struct Active {
     file: Box<dyn DiskFile>,
     /// A write has failed: there may be more in the file than was acknowledged.
     untidy: bool,
+    /// Something was written and not synced.
+    unsynced: bool,
+}
+
+impl Active {
+    fn new(file: Box<dyn DiskFile>) -> Self {
+        Self {
+            file,
+            untidy: false,
+            unsynced: false,
+        }
+    }
 }
 
 impl std::fmt::Debug for Active {
@@ -88,10 +100,7 @@ impl Segments {
             view: Arc::new(View::new(directory, segments)),
             segment_bytes,
             promise,
-            active: Active {
-                file,
-                untidy: false,
-            },
+            active: Active::new(file),
             must_roll: false,
         })
     }
@@ -121,8 +130,9 @@ impl Segments {
             self.active.untidy = true;
             return Err(WriteError::Write(error));
         }
+        self.active.unsynced = true;
         if let Promise::Durable(_) = self.promise {
-            file.sync().map_err(WriteError::Sync)?;
+            self.sync()?;
         }
         if let Some(active) = self.view.segments_mut().back_mut() {
             for frame in frames {
@@ -147,8 +157,12 @@ impl Segments {
     }
 
     /// Makes everything durable, whatever was promised.
-    pub(super) fn sync(&self) -> Result<(), WriteError> {
-        self.active.file.sync().map_err(WriteError::Sync)
+    pub(super) fn sync(&mut self) -> Result<(), WriteError> {
+        if self.active.unsynced {
+            self.active.file.sync().map_err(WriteError::Sync)?;
+            self.active.unsynced = false;
+        }
+        Ok(())
     }
 
     fn roll_if_due(&mut self) -> Result<(), WriteError> {
@@ -174,10 +188,7 @@ impl Segments {
             directory.write_index(&active).map_err(WriteError::Write)?;
         }
         let (segment, file) = directory.create(active.end + 1, self.promise)?;
-        self.active = Active {
-            file,
-            untidy: false,
-        };
+        self.active = Active::new(file);
         self.view.segments_mut().push_back(segment);
         self.must_roll = false;
         Ok(())

@@ -13,11 +13,7 @@ use std::{
 use bytes::Bytes;
 use prost::Message;
 use prost_types::Timestamp;
-use tokio::{
-    runtime::Runtime,
-    sync::{mpsc, oneshot},
-    time,
-};
+use tokio::{runtime::Runtime, sync::mpsc, time};
 use uuid::Uuid;
 
 use super::{
@@ -28,37 +24,16 @@ use super::{
     quarantine::{Change, Quarantine},
     reader::Shared,
     record::{ClosedRecord, EventRecord, MetaRecord, PlaceInVerification},
+    request::{Reply, Request, answer},
     retention::Retirement,
     segments::{Segments, WriteError},
 };
 use crate::log::{
-    AppendError, Appended, Commit, CommitError, NewEvent, NewQuarantined, Origin, Position,
+    AppendError, Appended, Commit, CommitError, NewEvent, Origin, Position,
     QuarantineKind, StoredEvent, VerificationState,
     consumers::Consumers,
     verification::{self, Member, Time},
 };
-
-pub(super) type Reply<T, E = AppendError> = oneshot::Sender<Result<T, E>>;
-
-/// What the writer is asked to do.
-pub(super) enum Request {
-    Append(Box<NewEvent>, Reply<Appended>),
-    Quarantine(NewQuarantined, Reply<()>),
-    Release(Uuid, Reply<bool>),
-    Commit(Commit, Reply<(), CommitError>),
-    Forget(String, Reply<()>),
-}
-
-impl Request {
-    fn fail(self, error: AppendError) {
-        match self {
-            Self::Append(_, reply) => answer(reply, Err(error)),
-            Self::Quarantine(_, reply) | Self::Forget(_, reply) => answer(reply, Err(error)),
-            Self::Release(_, reply) => answer(reply, Err(error)),
-            Self::Commit(_, reply) => answer(reply, Err(error.into())),
-        }
-    }
-}
 
 /// The most requests in one batch, and about the most bytes.
 const MAX_BATCH: usize = 512;
@@ -505,9 +480,4 @@ impl Writer {
 enum ConsumerReply {
     Commit(Reply<(), CommitError>),
     Forget(Reply<()>),
-}
-
-/// Whoever asked may have gone away; what was written stays written.
-fn answer<T, E>(reply: Reply<T, E>, answer: Result<T, E>) {
-    let _ = reply.send(answer);
 }
