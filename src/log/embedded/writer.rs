@@ -29,8 +29,8 @@ use super::{
     segments::{Segments, WriteError},
 };
 use crate::log::{
-    AppendError, Appended, Commit, CommitError, NewEvent, Origin, Position,
-    QuarantineKind, StoredEvent, VerificationState,
+    AppendError, Appended, Commit, CommitError, NewEvent, Origin, Position, QuarantineKind,
+    StoredEvent, VerificationState,
     consumers::Consumers,
     verification::{self, Member, Time},
 };

@@ -1,30 +1,24 @@
 //! The configuration: one TOML file over the defaults, the environment over both, checked in full before anything is
 //! opened.
 
+mod source;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     fs, io,
     net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use config::{Environment as EnvironmentSource, File, FileFormat};
 use serde::Deserialize;
-use zeroize::Zeroizing;
 
-use crate::{
-    proto::Environment,
-    provider::{
-        self, PROVIDERS, Provider,
-        jwe::{DecryptionKey, KeyError},
-        signature::{Scheme, Secret},
-    },
-    source::{Counts, Source},
-};
+use crate::source::Source;
 
-const DEFAULTS: &str = include_str!("config.default.toml");
+pub use source::{DEFAULT_ACCOUNT, SourceConfig, SourceError};
+
+const DEFAULTS: &str = include_str!("../config.default.toml");
 
 /// Variables of the environment, so that tests need not change those of the process.
 pub type Variables = HashMap<String, String>;
@@ -132,57 +126,6 @@ impl TryFrom<String> for LogKind {
     }
 }
 
-/// One source, as it is written in the configuration.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceConfig {
-    provider: String,
-    #[serde(default = "default_account")]
-    account: String,
-    #[serde(default)]
-    environment: EnvironmentName,
-    secrets: Vec<SecretConfig>,
-    #[serde(default)]
-    decryption_keys: Vec<SecretConfig>,
-    /// Empty means the provider's default scheme.
-    #[serde(default)]
-    schemes: Vec<String>,
-    #[serde(default = "default_tolerance_seconds")]
-    tolerance_seconds: u64,
-    #[serde(default)]
-    keep_unverified: bool,
-    #[serde(default)]
-    options: BTreeMap<String, bool>,
-}
-
-/// The account of a source that names none, and of an Ingest call that names none.
-pub const DEFAULT_ACCOUNT: &str = "default";
-
-fn default_account() -> String {
-    DEFAULT_ACCOUNT.to_owned()
-}
-
-fn default_tolerance_seconds() -> u64 {
-    300
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum EnvironmentName {
-    #[default]
-    Live,
-    Sandbox,
-}
-
-/// Where a secret comes from: a file or the environment, never the configuration itself.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SecretConfig {
-    id: String,
-    env: Option<String>,
-    file: Option<PathBuf>,
-}
-
 /// What is wrong with the configuration, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -236,78 +179,6 @@ fn first_and_last_line(error: &config::ConfigError) -> String {
         (Some(first), Some(last)) => format!("{first}: {last}"),
         _ => text,
     }
-}
-
-/// What is wrong with a source.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// No such provider.
-    #[error("unknown provider; verdict knows {0}")]
-    UnknownProvider(String),
-    /// Configured before.
-    #[error("configured twice")]
-    Twice,
-    /// An account that could not be named in a request or a URL.
-    #[error("the account must be 1 to 64 letters, digits, `.`, `_` or `-`")]
-    Account,
-    /// A scheme that is named twice.
-    #[error("the scheme {0:?} is named twice")]
-    SchemeTwice(String),
-    /// A scheme that the provider does not have.
-    #[error("unknown scheme {scheme:?}; {known} can be accepted")]
-    UnknownScheme {
-        /// The scheme.
-        scheme: String,
-        /// The schemes of the provider.
-        known: String,
-    },
-    /// A switch that the provider does not have.
-    #[error("unknown option {0:?}")]
-    UnknownOption(String),
-    /// Nothing to verify with.
-    #[error("no secrets are configured")]
-    NoSecrets,
-    /// Nothing to decrypt with.
-    #[error("the provider encrypts its payloads, but no decryption_keys are configured")]
-    NoDecryptionKeys,
-    /// Nothing to decrypt.
-    #[error("decryption_keys are configured, but the provider does not encrypt")]
-    NotEncrypted,
-    /// Two secrets or keys with one id.
-    #[error("the id {0:?} is used twice")]
-    IdTwice(String),
-    /// Neither or both places to read from.
-    #[error("secret {0:?}: name either env or file")]
-    SecretPlace(String),
-    /// The variable is not set.
-    #[error("secret {id:?}: the environment variable {variable} is not set")]
-    SecretVariable {
-        /// The secret.
-        id: String,
-        /// The variable.
-        variable: String,
-    },
-    /// The file cannot be read.
-    #[error("secret {id:?}: cannot read {}: {source}", path.display())]
-    SecretFile {
-        /// The secret.
-        id: String,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file or variable is empty.
-    #[error("secret {0:?} is empty")]
-    SecretEmpty(String),
-    /// Not a private key.
-    #[error("decryption key {id:?}: {error}")]
-    DecryptionKey {
-        /// The key.
-        id: String,
-        /// What is wrong.
-        error: KeyError,
-    },
 }
 
 /// A configuration that can be run: checked, with its secrets read.
@@ -429,145 +300,3 @@ const MAX_AT_ONCE: usize = 1 << 20;
 
 /// How large a file of the log may be made. Places in it are kept in 32 bits.
 const SEGMENT_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 30;
-
-impl SourceConfig {
-    fn load(self, variables: &Variables) -> Result<Source, SourceError> {
-        let provider = provider::find(&self.provider).ok_or_else(|| {
-            SourceError::UnknownProvider(list(PROVIDERS.iter().map(|provider| provider.name())))
-        })?;
-        let in_account = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if !(1..=64).contains(&self.account.len()) || !self.account.bytes().all(in_account) {
-            return Err(SourceError::Account);
-        }
-        if let Some(unknown) = self
-            .options
-            .keys()
-            .find(|name| !provider.options().contains(&name.as_str()))
-        {
-            return Err(SourceError::UnknownOption(unknown.clone()));
-        }
-        let options: BTreeSet<String> = self
-            .options
-            .into_iter()
-            .filter_map(|(name, on)| on.then_some(name))
-            .collect();
-
-        let secrets = read_all(&self.secrets, variables)?
-            .into_iter()
-            .map(|(id, value)| Secret::new(id, value.to_vec()))
-            .collect::<Vec<_>>();
-        if secrets.is_empty() {
-            return Err(SourceError::NoSecrets);
-        }
-        let decryption_keys = read_all(&self.decryption_keys, variables)?
-            .into_iter()
-            .map(|(id, pem)| {
-                DecryptionKey::from_pem(id.clone(), &pem)
-                    .map_err(|error| SourceError::DecryptionKey { id, error })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let plaintext = options.contains(provider::ALLOW_PLAINTEXT);
-        match decryption_keys.is_empty() {
-            true if provider.encrypted() && !plaintext => {
-                return Err(SourceError::NoDecryptionKeys);
-            }
-            false if !provider.encrypted() => return Err(SourceError::NotEncrypted),
-            _ => {}
-        }
-
-        Ok(Source {
-            schemes: schemes(provider, &self.schemes)?,
-            provider,
-            account: self.account,
-            environment: match self.environment {
-                EnvironmentName::Live => Environment::Live,
-                EnvironmentName::Sandbox => Environment::Sandbox,
-            },
-            secrets,
-            decryption_keys,
-            tolerance: Duration::from_secs(self.tolerance_seconds),
-            keep_unverified: self.keep_unverified,
-            options,
-            counts: Counts::default(),
-        })
-    }
-}
-
-/// The schemes with these names; the provider's default when there are none.
-fn schemes(
-    provider: &'static dyn Provider,
-    names: &[String],
-) -> Result<Vec<&'static Scheme>, SourceError> {
-    if names.is_empty() {
-        return Ok(provider.schemes().iter().take(1).collect());
-    }
-    let mut seen = BTreeSet::new();
-    if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
-        return Err(SourceError::SchemeTwice(twice.clone()));
-    }
-    let known = provider.schemes();
-    let find = |name: &String| {
-        let scheme = known.iter().find(|scheme| scheme.name == name.as_str());
-        scheme.ok_or_else(|| SourceError::UnknownScheme {
-            scheme: name.clone(),
-            known: list(known.iter().map(|scheme| scheme.name)),
-        })
-    };
-    names.iter().map(find).collect()
-}
-
-fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    names.collect::<Vec<_>>().join(", ")
-}
-
-/// A secret with its id.
-type NamedSecret = (String, Zeroizing<Vec<u8>>);
-
-/// Reads secrets.
-fn read_all(
-    configs: &[SecretConfig],
-    variables: &Variables,
-) -> Result<Vec<NamedSecret>, SourceError> {
-    let mut ids = BTreeSet::new();
-    let mut secrets = Vec::new();
-    for config in configs {
-        if !ids.insert(&config.id) {
-            return Err(SourceError::IdTwice(config.id.clone()));
-        }
-        secrets.push((config.id.clone(), config.read(variables)?));
-    }
-    Ok(secrets)
-}
-
-impl SecretConfig {
-    /// Reads the secret, without the line break that ends it.
-    fn read(&self, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, SourceError> {
-        let id = || self.id.clone();
-        let mut value = Zeroizing::new(match (&self.env, &self.file) {
-            (Some(variable), None) => variables
-                .get(variable)
-                .ok_or_else(|| SourceError::SecretVariable {
-                    id: id(),
-                    variable: variable.clone(),
-                })?
-                .clone()
-                .into_bytes(),
-            (None, Some(path)) => fs::read(path).map_err(|source| SourceError::SecretFile {
-                id: id(),
-                path: path.clone(),
-                source,
-            })?,
-            _ => return Err(SourceError::SecretPlace(id())),
-        });
-        if value.ends_with(b"\n") {
-            value.pop();
-        }
-        if value.ends_with(b"\r") {
-            value.pop();
-        }
-        if value.is_empty() {
-            return Err(SourceError::SecretEmpty(id()));
-        }
-        Ok(value)
-    }
-}
