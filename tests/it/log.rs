@@ -1,10 +1,9 @@
 //! One contract for all logs. Each check runs on every implementation; closing and opening again is part of it where
 //! the log outlives its process.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use proptest::{prelude::*, test_runner::TestRunner};
 use prost::Message;
 use prost_types::Timestamp;
 use tempfile::TempDir;
@@ -22,13 +21,13 @@ use verdict::{
 use crate::support::{embedded_log, log_config, memory_log};
 
 /// A log that can be closed and opened again, if its kind survives that.
-enum Opened {
+pub(crate) enum Opened {
     Memory(Arc<dyn EventLog>),
     Embedded(TempDir, Option<Arc<dyn EventLog>>),
 }
 
 impl Opened {
-    fn all() -> [Self; 2] {
+    pub(crate) fn all() -> [Self; 2] {
         let directory = TempDir::new().unwrap();
         let log = embedded_log(&directory);
         [
@@ -37,14 +36,14 @@ impl Opened {
         ]
     }
 
-    fn log(&self) -> &dyn EventLog {
+    pub(crate) fn log(&self) -> &dyn EventLog {
         match self {
             Self::Memory(log) => log.as_ref(),
             Self::Embedded(_, log) => log.as_ref().unwrap().as_ref(),
         }
     }
 
-    fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         if let Self::Embedded(directory, log) = self {
             *log = None;
             *log = Some(embedded_log(directory));
@@ -404,116 +403,4 @@ fn only_its_owner_may_look_into_a_log() {
     let path = directory.path().join("log");
     let _log = EmbeddedLog::open(&log_config(&path), Uuid::from_u128(1)).unwrap();
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-}
-
-/// What a test may do to a log.
-#[derive(Clone, Debug)]
-enum Operation {
-    Append {
-        number: u128,
-        verification: Option<u8>,
-        occurred_at: Option<i64>,
-        content: u8,
-    },
-    Reopen,
-}
-
-fn operations() -> impl Strategy<Value = Vec<Operation>> {
-    let append = (
-        0..40_u128,
-        proptest::option::of(0..4_u8),
-        proptest::option::of(0..10_i64),
-        0..2_u8,
-    );
-    let append =
-        append.prop_map(
-            |(number, verification, occurred_at, content)| Operation::Append {
-                number,
-                verification,
-                occurred_at,
-                content,
-            },
-        );
-    proptest::collection::vec(
-        prop_oneof![20 => append, 1 => Just(Operation::Reopen)],
-        1..80,
-    )
-}
-
-/// All logs do the same as the simplest one that can be thought of, whatever is done to them.
-#[test]
-fn random_operations_end_as_in_a_model() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut runner = TestRunner::new(ProptestConfig {
-        cases: 24,
-        failure_persistence: None,
-        ..Default::default()
-    });
-    let result = runner.run(&operations(), |operations| {
-        for opened in Opened::all() {
-            runtime.block_on(check_against_model(opened, &operations))?;
-        }
-        Ok(())
-    });
-    result.unwrap();
-}
-
-async fn check_against_model(
-    mut opened: Opened,
-    operations: &[Operation],
-) -> Result<(), TestCaseError> {
-    let mut by_id: HashMap<u128, (u64, u8)> = HashMap::new();
-    let mut verifications: HashMap<u8, (u64, Option<i64>)> = HashMap::new();
-    let mut events: Vec<(u128, u64, bool)> = Vec::new();
-    for operation in operations {
-        let Operation::Append {
-            number,
-            verification,
-            occurred_at,
-            content,
-        } = *operation
-        else {
-            opened.reopen();
-            continue;
-        };
-        let event = NewEvent {
-            content_sha256: [content; 32],
-            ..new_event(number, verification, occurred_at)
-        };
-        let appended = opened.log().append(event).await.unwrap();
-        let expected = match by_id.get(&number) {
-            Some((position, known)) if *known == content => {
-                Appended::Duplicate(Position(*position))
-            }
-            Some((position, _)) => Appended::Conflict(Position(*position)),
-            None => {
-                let (mut revision, mut late) = (0, false);
-                if let Some(verification) = verification {
-                    let (count, latest) = verifications.entry(verification).or_default();
-                    *count += 1;
-                    revision = *count;
-                    late = occurred_at.is_some() && occurred_at < *latest;
-                    *latest = occurred_at.max(*latest);
-                }
-                events.push((number, revision, late));
-                by_id.insert(number, (events.len() as u64, content));
-                Appended::New(Position(events.len() as u64))
-            }
-        };
-        prop_assert_eq!(appended, expected);
-    }
-    let stored = opened.log().read(Position(0), ALL).await.unwrap();
-    let stored: Vec<(u128, u64, bool)> = stored
-        .iter()
-        .map(decode)
-        .map(|event| {
-            (
-                event.event_id.parse::<Uuid>().unwrap().as_u128(),
-                event.revision,
-                event.late,
-            )
-        })
-        .collect();
-    prop_assert_eq!(stored, events);
-    Ok(())
 }

@@ -17,6 +17,7 @@ mod known_answers;
 mod list_events;
 mod log;
 mod manners;
+mod model;
 mod quarantine;
 mod readme;
 mod renormalize;
