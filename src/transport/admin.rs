@@ -7,7 +7,8 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Place, Shared,
+    Shared,
+    admission::Permit,
     grpc::parse_id,
     quarantine::{damaged, not_found},
     status,
@@ -48,9 +49,7 @@ impl AdminService for Admin {
         &self,
         request: Request<ListQuarantinedRequest>,
     ) -> Result<Response<ListQuarantinedResponse>, Status> {
-        // The extensions hold the place of the call: it is given back when the work is done.
-        let (_, _place, request) = request.into_parts();
-        let page = self.0.list_quarantined(request).await?;
+        let page = self.0.list_quarantined(request.into_inner()).await?;
         Ok(Response::new(page))
     }
 
@@ -58,8 +57,7 @@ impl AdminService for Admin {
         &self,
         request: Request<RedriveRequest>,
     ) -> Result<Response<RedriveResponse>, Status> {
-        let (_, _place, request) = request.into_parts();
-        let redriven = self.0.redrive(request).await?;
+        let redriven = self.0.redrive(request.into_inner()).await?;
         Ok(Response::new(redriven))
     }
 
@@ -67,8 +65,7 @@ impl AdminService for Admin {
         &self,
         request: Request<DiscardQuarantinedRequest>,
     ) -> Result<Response<DiscardQuarantinedResponse>, Status> {
-        let (_, _place, request) = request.into_parts();
-        let discarded = self.0.discard_quarantined(request).await?;
+        let discarded = self.0.discard_quarantined(request.into_inner()).await?;
         Ok(Response::new(discarded))
     }
 
@@ -80,8 +77,8 @@ impl AdminService for Admin {
         request: Request<RenormalizeRequest>,
     ) -> Result<Response<Self::RenormalizeStream>, Status> {
         let shared = &self.0;
-        // The stream keeps the place of its call as long as it runs.
-        let place = request.extensions().get::<Place>().cloned();
+        // The stream keeps the permit of its call as long as it runs.
+        let permit = request.extensions().get::<Permit>().cloned();
         let request = request.into_inner();
         let filter = Filter::try_from(request.filter.unwrap_or_default())
             .map_err(|error| status::invalid(error.field, error.description))?;
@@ -91,14 +88,14 @@ impl AdminService for Admin {
             request.dry_run,
             shared.draining.clone(),
         );
-        let responses = stream::unfold((walk, place), |(mut walk, place)| async move {
+        let responses = stream::unfold((walk, permit), |(mut walk, permit)| async move {
             let response = match walk.next().await? {
                 Ok(message) => Ok(RenormalizeResponse {
                     message: Some(message),
                 }),
                 Err(ended) => Err(Status::from(ended)),
             };
-            Some((response, (walk, place)))
+            Some((response, (walk, permit)))
         });
         Ok(Response::new(Box::pin(responses)))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tonic::{Request, Status, metadata::MetadataMap};
 
-use super::{Place, Shared, grpc::decode, now, status};
+use super::{Shared, admission::Permit, grpc::decode, now, status};
 use crate::{
     config::DEFAULT_ACCOUNT,
     error::Code,
@@ -19,14 +19,14 @@ use crate::{
 pub(super) struct Call {
     trace: Option<TraceContext>,
     /// Held as long as anything of the call goes on.
-    _place: Option<Place>,
+    _permit: Option<Permit>,
 }
 
 impl Call {
     pub(super) fn of<T>(request: &Request<T>) -> Self {
         Self {
             trace: trace_context(request.metadata()),
-            _place: request.extensions().get::<Place>().cloned(),
+            _permit: request.extensions().get::<Permit>().cloned(),
         }
     }
 }
@@ -58,7 +58,7 @@ impl Shared {
         };
         let ingestor = Arc::clone(&self.ingestor);
         let ingested = self.ingests.spawn(async move {
-            let Call { trace, _place } = call;
+            let Call { trace, _permit } = call;
             ingestor
                 .ingest(&request.provider, &account, webhook, received_at, trace)
                 .await

@@ -1,6 +1,7 @@
 //! The network: the only place that knows tonic, requests and responses.
 
 mod admin;
+mod admission;
 mod grpc;
 mod health;
 mod ingest;
@@ -14,16 +15,10 @@ mod verification;
 
 use std::{io, pin::pin, sync::Arc, time::Duration};
 
-use tokio::{
-    net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time,
-};
+use tokio::{net::TcpListener, sync::Semaphore, time};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
-    Request, Status,
     codec::CompressionEncoding,
-    service::{Interceptor, interceptor::InterceptedService},
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::ServingStatus;
@@ -31,7 +26,6 @@ use tower::util::MapResponseLayer;
 
 use crate::{
     config::{LogConfig, LogKind, ServerConfig},
-    error::Code,
     ingest::Ingestor,
     log::{
         EventLog,
@@ -45,6 +39,8 @@ use crate::{
     source::Source,
 };
 use uuid::Uuid;
+
+use self::admission::Admitted;
 
 /// Why the server ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +142,7 @@ pub async fn run(
         // What a held-back stream has sent ahead stays unread; the other calls of its connection need room beside it.
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        // Whoever sends half a request must not keep a place for ever.
+        // Whoever sends half a request must not keep a permit for ever.
         .timeout(Duration::from_secs(shared.config.call_timeout_seconds))
         .max_concurrent_streams(shared.config.max_concurrent_streams_per_connection)
         // Errors that tonic makes itself get the details that all our errors have.
@@ -196,14 +192,12 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-type Admitted<S> = InterceptedService<S, Admission>;
-
 fn verdict_service(shared: &Shared) -> Admitted<VerdictServiceServer<grpc::Verdict>> {
     let service = VerdictServiceServer::new(grpc::Verdict(shared.clone()))
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
         .max_decoding_message_size(max_request_bytes(&shared.config));
-    InterceptedService::new(service, Admission(shared.clone()))
+    Admitted::new(service, shared)
 }
 
 fn admin_service(shared: &Shared) -> Admitted<AdminServiceServer<admin::Admin>> {
@@ -212,30 +206,7 @@ fn admin_service(shared: &Shared) -> Admitted<AdminServiceServer<admin::Admin>> 
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
         .max_decoding_message_size(MAX_REQUEST_BYTES);
-    InterceptedService::new(service, Admission(shared.clone()))
-}
-
-/// Decides on a call before its request is read, so that what waits costs no memory. Health and reflection do without.
-#[derive(Clone)]
-struct Admission(Shared);
-
-/// The place of an admitted call, in the extensions of its request. It is given back when the last clone is dropped.
-type Place = Arc<OwnedSemaphorePermit>;
-
-impl Interceptor for Admission {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let Self(shared) = self;
-        if shared.draining.is_cancelled() {
-            return Err(status::draining());
-        }
-        let Ok(place) = Arc::clone(&shared.calls).try_acquire_owned() else {
-            let limit = shared.config.max_concurrent_calls;
-            let message = format!("{limit} calls are being served already; try again");
-            return Err(status::error(Code::Overloaded, message));
-        };
-        request.extensions_mut().insert(Place::new(place));
-        Ok(request)
-    }
+    Admitted::new(service, shared)
 }
 
 /// Room for the largest webhook that is allowed, and for what surrounds it in a request. It also bounds what a

@@ -28,7 +28,7 @@ impl Shared {
         &self,
         request: SubscribeRequest,
     ) -> Result<Responses<SubscribeResponse>, Status> {
-        let Ok(place) = Arc::clone(&self.subscriptions).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.subscriptions).try_acquire_owned() else {
             let limit = self.config.max_subscriptions;
             let message = format!("{limit} subscriptions are open already; try again");
             return Err(status::error(Code::Overloaded, message));
@@ -36,8 +36,8 @@ impl Shared {
         let options = self.options(request).await?;
         let log = Arc::clone(&self.log);
         let subscription = Subscription::new(log, options, self.draining.clone());
-        let open = (subscription, self.clone(), place);
-        let responses = stream::unfold(open, |(mut subscription, shared, place)| async move {
+        let open = (subscription, self.clone(), permit);
+        let responses = stream::unfold(open, |(mut subscription, shared, permit)| async move {
             let response = match subscription.next().await? {
                 Ok(delivery) => Ok(SubscribeResponse {
                     cursor: shared.cursor(delivery.position).encode(),
@@ -46,7 +46,7 @@ impl Shared {
                 Err(EndError::Draining) => Err(status::draining()),
                 Err(EndError::Read(failed)) => Err(shared.read_error(failed)),
             };
-            Some((response, (subscription, shared, place)))
+            Some((response, (subscription, shared, permit)))
         });
         Ok(Box::pin(responses))
     }

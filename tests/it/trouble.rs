@@ -1,6 +1,6 @@
 //! A log in trouble, and what may never be seen of an event.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use prost_types::Timestamp;
@@ -13,12 +13,14 @@ use tonic_health::pb::{
 use tonic_types::StatusExt;
 use uuid::Uuid;
 use verdict::{
+    config::ServerConfig,
     event::{self, EncodedEvent},
     log::{EventLog, Health, Position, QuarantineKind, StoredEvent, StoredQuarantined},
     proto::{
-        Earliest, EventOrder, GetEventRequest, Header, IngestRequest, ListEventsRequest,
-        ListQuarantinedRequest, ListSourcesRequest, PersonalData, SubscribeMessage,
-        SubscribeRequest, SubscribeResponse, VerificationEvent, subscribe_request::Start,
+        Earliest, EventOrder, GetDeliveryRequest, GetEventRequest, GetStatusRequest, Header,
+        IngestRequest, ListEventsRequest, ListQuarantinedRequest, ListSourcesRequest, PersonalData,
+        SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
+        get_delivery_request::Target, subscribe_request::Start,
     },
     provider::{Headers, RawWebhook},
     source::Source,
@@ -227,6 +229,43 @@ async fn damage_ends_a_stream_where_it_is_and_is_no_secret_of_a_call() {
     // Who starts after it does not need it.
     let mut stream = server.subscribe(after(&server, 3)).await;
     next_place(&mut stream).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_read_that_goes_on_is_a_call_that_is_being_served() {
+    let log = TroubledLog::new();
+    let config = ServerConfig {
+        max_concurrent_calls: 1,
+        ..server_config()
+    };
+    let server = Server::start_with(config, log.clone()).await;
+    let event_id = server.accept("1").await.event_id;
+    let (mut client, mut admin) = (server.client.clone(), server.admin.clone());
+    let get = GetEventRequest {
+        event_id: event_id.clone(),
+        ..Default::default()
+    };
+    let delivery = GetDeliveryRequest {
+        target: Some(Target::EventId(event_id)),
+    };
+    let reads: [Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>; 2] = [
+        Box::pin(async { client.get_event(get).await.map(drop) }),
+        Box::pin(async { admin.get_delivery(delivery).await.map(drop) }),
+    ];
+    for read in reads {
+        log.set_read_gate(false);
+        let others = async {
+            log.reads_held_back(1).await;
+            let refused = server.ingest(gu1_request(gu1_body("2"))).await.unwrap_err();
+            let status = server.admin.clone().get_status(GetStatusRequest {}).await;
+            for refused in [refused, status.unwrap_err()] {
+                assert_eq!(reason(&refused), "OVERLOADED");
+            }
+            log.set_read_gate(true);
+        };
+        let (read, ()) = tokio::join!(read, others);
+        read.unwrap();
+    }
 }
 
 /// A watch on the health of each service, which is well so far.

@@ -24,6 +24,10 @@ pub(crate) struct TroubledLog {
     gate: watch::Sender<bool>,
     /// The appends that wait at the gate.
     waiting: watch::Sender<usize>,
+    /// Whether reads by id may pass.
+    read_gate: watch::Sender<bool>,
+    /// The reads that wait at their gate.
+    waiting_reads: watch::Sender<usize>,
 }
 
 #[derive(Default)]
@@ -38,7 +42,16 @@ struct Trouble {
     damaged: Option<Position>,
 }
 
-/// One append that waits; it is counted as long as it does, whatever becomes of it.
+/// Waits until so many wait.
+async fn reaches(count: &watch::Sender<usize>, wanted: usize) {
+    let mut count = count.subscribe();
+    let reached = time::timeout(PATIENCE, count.wait_for(|count| *count >= wanted)).await;
+    let _ = reached
+        .unwrap_or_else(|_| panic!("there are no {wanted} in time"))
+        .unwrap();
+}
+
+/// One that waits at a gate; it is counted as long as it does, whatever becomes of it.
 struct Waiting<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Waiting<'a> {
@@ -63,6 +76,8 @@ impl TroubledLog {
             health: watch::Sender::new(Health::Well),
             gate: watch::Sender::new(true),
             waiting: watch::Sender::new(0),
+            read_gate: watch::Sender::new(true),
+            waiting_reads: watch::Sender::new(0),
         })
     }
 
@@ -106,12 +121,17 @@ impl TroubledLog {
 
     /// Waits until so many appends are held back.
     pub(crate) async fn held_back(&self, appends: usize) {
-        let mut waiting = self.waiting.subscribe();
-        let reached = waiting.wait_for(|waiting| *waiting >= appends);
-        let reached = time::timeout(PATIENCE, reached).await;
-        let _ = reached
-            .unwrap_or_else(|_| panic!("no {appends} appends in time"))
-            .unwrap();
+        reaches(&self.waiting, appends).await;
+    }
+
+    /// Holds reads by id back, or lets all of them pass.
+    pub(crate) fn set_read_gate(&self, open: bool) {
+        self.read_gate.send_replace(open);
+    }
+
+    /// Waits until so many reads by id are held back.
+    pub(crate) async fn reads_held_back(&self, reads: usize) {
+        reaches(&self.waiting_reads, reads).await;
     }
 
     /// How many appends are held back.
@@ -204,6 +224,9 @@ impl EventLog for TroubledLog {
     }
 
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
+        let waiting = Waiting::begin(&self.waiting_reads);
+        let _ = self.read_gate.subscribe().wait_for(|open| *open).await;
+        drop(waiting);
         let found = self.log.find(event_id).await?;
         let position = found.as_ref().map_or(Position(u64::MAX), |f| f.position);
         match self.check(position) {
