@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use futures_util::Stream;
+use futures_util::{Stream, future};
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
@@ -33,7 +33,9 @@ impl VerdictService for Verdict {
         request: Request<IngestRequest>,
     ) -> Result<Response<IngestResponse>, Status> {
         let call = Call::of(&request);
-        let begun = self.0.begin(call, request.into_inner())?;
+        let begun = self
+            .0
+            .begin(call, request.into_inner(), future::ready(()))?;
         Ok(Response::new(self.0.finish(begun).await?))
     }
 
@@ -44,7 +46,7 @@ impl VerdictService for Verdict {
         request: Request<Streaming<IngestStreamRequest>>,
     ) -> Result<Response<Self::IngestStreamStream>, Status> {
         let call = Call::of(&request);
-        let stream = IngestStream::new(self.0.clone(), call, request.into_inner());
+        let stream = IngestStream::open(self.0.clone(), call, request.into_inner())?;
         Ok(Response::new(stream.responses()))
     }
 

@@ -29,6 +29,14 @@ impl Call {
             _permit: request.extensions().get::<Permit>().cloned(),
         }
     }
+
+    /// The same call, holding another permit instead.
+    pub(super) fn with_permit(self, permit: Permit) -> Self {
+        Self {
+            _permit: Some(permit),
+            ..self
+        }
+    }
 }
 
 /// A webhook that is being taken.
@@ -39,8 +47,13 @@ pub(super) struct Begun {
 
 impl Shared {
     /// Begins to take a webhook, on a task of its own: a caller that goes away neither stops what has begun nor keeps
-    /// it from being counted.
-    pub(super) fn begin(&self, call: Call, request: IngestRequest) -> Result<Begun, Status> {
+    /// it from being counted. The task waits for its turn, and holds what that gives it, until the webhook is taken.
+    pub(super) fn begin<T: Send>(
+        &self,
+        call: Call,
+        request: IngestRequest,
+        turn: impl Future<Output = T> + Send + 'static,
+    ) -> Result<Begun, Status> {
         let received_at = now();
         self.check_limits(&request)?;
         let return_event = request.return_event;
@@ -59,6 +72,7 @@ impl Shared {
         let ingestor = Arc::clone(&self.ingestor);
         let ingested = self.ingests.spawn(async move {
             let Call { trace, _permit } = call;
+            let _turn = turn.await;
             ingestor
                 .ingest(&request.provider, &account, webhook, received_at, trace)
                 .await

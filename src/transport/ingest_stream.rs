@@ -3,25 +3,34 @@
 //! It is pulled, like a subscription: a request is read only when the caller takes answers and there is room. So a
 //! stream holds at most [`MAX_IN_FLIGHT`] requests and their answers, of [`MAX_IN_FLIGHT_BYTES`] and the one request
 //! that exceeds them; who sends more is held back by the flow control of HTTP/2.
+//!
+//! All streams together take [`INGEST_STREAM_BYTES`] at once. What they hold beyond that is one request each, which waits
+//! for its turn, and until then its stream reads no more. The bytes of a webhook are given back when it is taken, not when
+//! its answer is: who takes no answers keeps nobody waiting but himself.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::{
     StreamExt,
     stream::{self, FuturesUnordered},
 };
 use prost::Message;
+use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
 
 use super::{
-    Shared,
+    INGEST_STREAM_BYTES, MAX_INGEST_STREAMS, Shared,
+    admission::Permit,
     grpc::Responses,
     ingest::{Begun, Call},
     status,
 };
-use crate::proto::{
-    IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
-    ingest_stream_response::Result as Answered,
+use crate::{
+    error::Code,
+    proto::{
+        IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
+        ingest_stream_response::Result as Answered,
+    },
 };
 
 /// How many requests of a stream may wait for their answers to be taken.
@@ -42,6 +51,8 @@ pub(super) struct IngestStream {
     answers: FuturesUnordered<Pin<Box<dyn Future<Output = Answer> + Send>>>,
     /// The size of the requests that have been read and not answered yet.
     in_flight_bytes: usize,
+    /// Tells when it is the turn of the request that was read last; `None` when none waits for its turn.
+    waits: Option<oneshot::Receiver<()>>,
     /// How the stream ends, once everything is answered; `None` is well.
     end: Option<Status>,
 }
@@ -52,19 +63,27 @@ struct Answer {
 }
 
 impl IngestStream {
-    pub(super) fn new(
+    /// A stream, if there are not too many already. It may stay open for ever, so it gives its call back.
+    pub(super) fn open(
         shared: Shared,
         call: Call,
         requests: Streaming<IngestStreamRequest>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Status> {
+        let permit = Arc::clone(&shared.ingest_streams).try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            let message =
+                format!("{MAX_INGEST_STREAMS} ingest streams are open already; try again");
+            status::error(Code::Overloaded, message)
+        })?;
+        Ok(Self {
             shared,
-            call,
+            call: call.with_permit(Permit::new(permit)),
             requests: Some(requests),
             answers: FuturesUnordered::new(),
             in_flight_bytes: 0,
+            waits: None,
             end: None,
-        }
+        })
     }
 
     /// The answers, in the order in which the webhooks are done.
@@ -87,6 +106,7 @@ impl IngestStream {
                 () = self.shared.draining.cancelled(), if self.requests.is_some() => {
                     self.stop_reading(Some(status::draining()));
                 }
+                Some(()) = turn(&mut self.waits) => self.waits = None,
                 Some(request) = read(&mut self.requests), if has_room => match request {
                     Ok(Some(request)) => self.take(request),
                     Ok(None) => self.stop_reading(None),
@@ -98,7 +118,9 @@ impl IngestStream {
     }
 
     fn has_room(&self) -> bool {
-        self.answers.len() < MAX_IN_FLIGHT && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+        self.waits.is_none()
+            && self.answers.len() < MAX_IN_FLIGHT
+            && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
     }
 
     /// Reads no more; what has been read is answered, then the stream ends.
@@ -114,7 +136,7 @@ impl IngestStream {
             correlation_id,
             request,
         } = request;
-        let begun = self.begin(&correlation_id, request);
+        let begun = self.begin(&correlation_id, request, request_bytes);
         let shared = self.shared.clone();
         self.answers.push(Box::pin(async move {
             let result = match begun {
@@ -128,14 +150,36 @@ impl IngestStream {
         }));
     }
 
-    fn begin(&self, correlation_id: &str, request: Option<IngestRequest>) -> Result<Begun, Status> {
+    fn begin(
+        &mut self,
+        correlation_id: &str,
+        request: Option<IngestRequest>,
+        request_bytes: usize,
+    ) -> Result<Begun, Status> {
         if correlation_id.len() > MAX_CORRELATION_ID_BYTES {
             let description = format!("is longer than {MAX_CORRELATION_ID_BYTES} bytes");
             return Err(status::invalid("correlation_id", description));
         }
         let request = request.ok_or_else(|| status::invalid("request", "is missing"))?;
-        self.shared.begin(self.call.clone(), request)
+        let (has_come, waits) = oneshot::channel();
+        self.waits = Some(waits);
+        // A request that is larger than all there is waits for all there is.
+        let kib = request_bytes.min(INGEST_STREAM_BYTES).div_ceil(1024) as u32;
+        let budget = Arc::clone(&self.shared.ingest_stream_kib);
+        let turn = async move {
+            let taken = budget.acquire_many_owned(kib).await;
+            let _ = has_come.send(());
+            taken
+        };
+        self.shared.begin(self.call.clone(), request, turn)
     }
+}
+
+/// Waits for the turn of a request. `None` when none waits.
+async fn turn(waits: &mut Option<oneshot::Receiver<()>>) -> Option<()> {
+    // A request that was refused has no turn, and keeps nobody waiting.
+    let _ = waits.as_mut()?.await;
+    Some(())
 }
 
 /// The next request, or `Ok(None)` when the caller has sent its last one. `None` when none is to be read.

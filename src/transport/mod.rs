@@ -78,6 +78,14 @@ const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// others.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
+/// How many `IngestStream`s may be open at once. Each is a call of its own kind, which may stay open for ever: it takes
+/// none of the calls that are served at once.
+const MAX_INGEST_STREAMS: usize = 64;
+
+/// How many bytes of webhooks all `IngestStream`s together may take at once. Each stream may hold one more request, which
+/// waits for its turn.
+const INGEST_STREAM_BYTES: usize = 64 << 20;
+
 /// What all services share.
 #[derive(Clone)]
 struct Shared {
@@ -89,6 +97,10 @@ struct Shared {
     calls: Arc<Semaphore>,
     /// Bounds the subscriptions that are open.
     subscriptions: Arc<Semaphore>,
+    /// Bounds the ingest streams that are open.
+    ingest_streams: Arc<Semaphore>,
+    /// Bounds what the webhooks of ingest streams take, in KiB.
+    ingest_stream_kib: Arc<Semaphore>,
     /// The webhooks that are being taken: who began one may go away.
     ingests: TaskTracker,
     /// Cancelled when the server begins to shut down.
@@ -113,6 +125,8 @@ pub async fn run(
         ingestor: Arc::new(Ingestor::new(sources, Arc::clone(&log))),
         calls: Arc::new(Semaphore::new(config.max_concurrent_calls)),
         subscriptions: Arc::new(Semaphore::new(config.max_subscriptions)),
+        ingest_streams: Arc::new(Semaphore::new(MAX_INGEST_STREAMS)),
+        ingest_stream_kib: Arc::new(Semaphore::new(INGEST_STREAM_BYTES / 1024)),
         ingests: TaskTracker::new(),
         config: Arc::new(config),
         log,

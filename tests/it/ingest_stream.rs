@@ -412,24 +412,76 @@ async fn what_is_no_request_ends_the_stream() {
 }
 
 #[tokio::test]
-async fn an_open_stream_is_a_call_that_is_being_served() {
+async fn at_most_64_streams_are_open_at_once_and_take_no_calls() {
     let config = ServerConfig {
         max_concurrent_calls: 1,
         ..server_config()
     };
     let server = Server::start_with(config, memory_log()).await;
-    let mut stream = Stream::open(server.client.clone()).await;
-    stream.send("1", gu1("1")).await;
-    assert_eq!(stream.next().await.0, "1");
-    let refused = server.ingest(gu1("2")).await.unwrap_err();
-    assert_eq!(reason(&refused), "OVERLOADED");
-    let (_, end) = stream.rest().await;
+    let mut streams = Vec::new();
+    for id in 0..64 {
+        let mut stream = Stream::open(server.client.clone()).await;
+        stream.send("", gu1(id)).await;
+        stream.next().await;
+        streams.push(stream);
+    }
+    let mut client = server.client.clone();
+    let refused = client.ingest_stream(tokio_stream::empty()).await;
+    assert_eq!(reason(&refused.unwrap_err()), "OVERLOADED");
+    server.accept("other").await;
+
+    let (_, end) = streams.pop().unwrap().rest().await;
     end.unwrap();
     time::timeout(PATIENCE, async {
-        while server.ingest(gu1("2")).await.is_err() {
+        while client.ingest_stream(tokio_stream::empty()).await.is_err() {
             time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await
     .unwrap();
+}
+
+#[tokio::test]
+async fn all_streams_together_take_64_mib_of_webhooks_at_once() {
+    let log = TroubledLog::new();
+    let server = Server::start_with(server_config(), log.clone()).await;
+    log.set_gate(false);
+    let mut streams = Vec::new();
+    for _ in 0..9 {
+        // Each has a connection of its own, so that none is held back by the window of another.
+        let channel = crate::support::connect(&server.url).await;
+        let stream = Stream::open(VerdictServiceClient::new(channel)).await;
+        streams.push(stream);
+    }
+    const EACH: usize = 8;
+    let request_bytes = 1_000_000;
+    let sent = streams
+        .iter()
+        .enumerate()
+        .map(|(number, stream)| async move {
+            for id in 0..EACH {
+                let id = number * EACH + id;
+                stream.send(&id.to_string(), large(id, request_bytes)).await;
+            }
+        });
+    let watched = async {
+        let most = (64 << 20) / request_bytes;
+        log.held_back(most - 1).await;
+        every_chance(&server).await;
+        assert!(log.waiting() <= most, "{}", log.waiting());
+        // What is no stream is not held back.
+        let other = server.ingest(gu1("other"));
+        let seen = async {
+            log.held_back(log.waiting() + 1).await;
+            log.set_gate(true);
+        };
+        let (other, ()) = tokio::join!(other, seen);
+        other.unwrap();
+    };
+    tokio::join!(futures_util::future::join_all(sent), watched);
+    for stream in streams {
+        let (answers, end) = stream.rest().await;
+        end.unwrap();
+        assert_eq!(answers.len(), EACH);
+    }
 }
