@@ -1,14 +1,12 @@
 //! Health: what load balancers and orchestrators are told.
 
-use std::future;
-
 use tokio::sync::watch;
 use tonic::server::NamedService;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{admin::Admin, grpc::Verdict};
 use crate::{
-    log::Health,
+    log::{AppendError, Health},
     proto::{
         admin_service_server::AdminServiceServer, verdict_service_server::VerdictServiceServer,
     },
@@ -28,6 +26,16 @@ pub(super) async fn report(reporter: &HealthReporter, status: ServingStatus) {
     }
 }
 
+/// Tells that no service is to be called any more, and ends the watches on them. A watch that never ended would hold up the
+/// shutdown.
+pub(super) async fn end(mut reporter: HealthReporter) {
+    report(&reporter, ServingStatus::NotServing).await;
+    for service in SERVICES {
+        // Who watches is still given the last status, and then the end.
+        reporter.clear_service_status(service).await;
+    }
+}
+
 /// Tells how the log is, whenever that changes. Returns when the log has failed for good, with why.
 pub(super) async fn follow(
     reporter: &HealthReporter,
@@ -41,8 +49,7 @@ pub(super) async fn follow(
             Health::Failed(why) => return why,
         }
         if health.changed().await.is_err() {
-            // A log that tells nothing more stays as it is.
-            future::pending::<()>().await;
+            return AppendError::Closed.to_string();
         }
     }
 }

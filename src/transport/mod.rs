@@ -174,7 +174,7 @@ pub async fn run(
             why = health::follow(&health_reporter, shared.log.health()) => Some(why),
         };
         tracing::info!("shutting down");
-        health::report(&health_reporter, ServingStatus::NotServing).await;
+        health::end(health_reporter).await;
         draining.cancel();
         failure
     };

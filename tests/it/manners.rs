@@ -33,9 +33,17 @@ async fn health_is_told_for_each_service_and_ends_first() {
         watches.push(watch);
     }
     server.begin_stop();
-    for mut watch in watches {
+    for watch in &mut watches {
         let status = time::timeout(PATIENCE, watch.message()).await.unwrap();
         assert_eq!(status.unwrap().unwrap().status(), ServingStatus::NotServing);
+    }
+    // Whoever watches on does not hold up the end.
+    let begun = time::Instant::now();
+    server.stop().await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    for watch in &mut watches {
+        assert!(watch.message().await.unwrap().is_none());
     }
 }
 

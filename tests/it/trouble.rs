@@ -335,6 +335,15 @@ async fn a_log_that_has_failed_ends_the_server_in_order() {
 }
 
 #[tokio::test]
+async fn a_log_whose_writer_has_ended_ends_the_server() {
+    let log = TroubledLog::new();
+    let server = server_with(&log, 1).await;
+    log.end_writer();
+    let failed = server.ended().await.unwrap_err();
+    assert!(matches!(failed, ServeError::Log(why) if why == "the log's writer has ended"));
+}
+
+#[tokio::test]
 async fn a_log_that_failed_before_the_start_ends_the_server_at_once() {
     let log = TroubledLog::new();
     log.set_health(Health::Failed("sync".to_owned()));

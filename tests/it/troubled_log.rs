@@ -19,7 +19,7 @@ use crate::support::{PATIENCE, memory_log};
 pub(crate) struct TroubledLog {
     log: Arc<dyn EventLog>,
     trouble: Mutex<Trouble>,
-    health: watch::Sender<Health>,
+    health: Mutex<watch::Sender<Health>>,
     /// Whether appends may pass.
     gate: watch::Sender<bool>,
     /// The appends that wait at the gate.
@@ -73,7 +73,7 @@ impl TroubledLog {
         Arc::new(Self {
             log: memory_log(),
             trouble: Mutex::default(),
-            health: watch::Sender::new(Health::Well),
+            health: Mutex::new(watch::Sender::new(Health::Well)),
             gate: watch::Sender::new(true),
             waiting: watch::Sender::new(0),
             read_gate: watch::Sender::new(true),
@@ -111,7 +111,12 @@ impl TroubledLog {
 
     /// Says how the log is.
     pub(crate) fn set_health(&self, health: Health) {
-        self.health.send_replace(health);
+        self.health.lock().unwrap().send_replace(health);
+    }
+
+    /// The writer ends without a word.
+    pub(crate) fn end_writer(&self) {
+        *self.health.lock().unwrap() = watch::Sender::new(Health::Well);
     }
 
     /// Holds appends back, or lets all of them pass.
@@ -197,7 +202,7 @@ impl EventLog for TroubledLog {
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.health.subscribe()
+        self.health.lock().unwrap().subscribe()
     }
 
     fn stats(&self) -> Stats {
