@@ -87,6 +87,14 @@ pub(crate) struct Doubt {
     pub(crate) detail: String,
 }
 
+impl Doubt {
+    /// The id under which a genuine webhook is quarantined.
+    pub(crate) fn quarantine_id(&self, source: &Source, webhook: &VerifiedWebhook) -> Uuid {
+        let (provider, account) = (source.provider.name(), &source.account);
+        event::quarantine_id(provider, account, self.reason, webhook.content_sha256())
+    }
+}
+
 /// How and when a webhook came in.
 pub(crate) struct Receipt {
     pub(crate) received_at: ProtoTimestamp,

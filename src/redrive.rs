@@ -27,14 +27,15 @@ pub enum Redriven {
     Duplicate(EventPlace),
     /// It is known now, but not about verification.
     Ignored,
-    /// It is proved genuine now, but not understood: it has moved to the quarantine of genuine deliveries.
+    /// It is genuine, but not understood for another reason than the one it is here for: it has moved in the quarantine of
+    /// genuine deliveries, or into it, to where a redelivery would come.
     Moved {
-        /// Its id there.
+        /// Its id now.
         id: Uuid,
         /// Why it is not understood.
         detail: String,
     },
-    /// It is genuine, but still not understood. Why.
+    /// It is genuine, but still not understood, for the same reason. Why.
     Doubtful(String),
     /// It is still not proved genuine. Why.
     Unproven(String),
@@ -68,7 +69,7 @@ impl Ingestor {
         id: Uuid,
         stored: &StoredQuarantined,
     ) -> Result<Redriven, AppendError> {
-        let redriven = self.try_again(stored).await?;
+        let redriven = self.try_again(id, stored).await?;
         match &redriven {
             Redriven::Accepted(_)
             | Redriven::Duplicate(_)
@@ -82,7 +83,11 @@ impl Ingestor {
         Ok(redriven)
     }
 
-    async fn try_again(&self, stored: &StoredQuarantined) -> Result<Redriven, AppendError> {
+    async fn try_again(
+        &self,
+        id: Uuid,
+        stored: &StoredQuarantined,
+    ) -> Result<Redriven, AppendError> {
         let proven = match self.prove(stored) {
             Ok(proven) => proven,
             Err(unusable) => {
@@ -110,14 +115,12 @@ impl Ingestor {
             Settled::Doubtful(webhook, doubt) => (webhook, doubt),
         };
         let detail = doubt.detail.clone();
-        match stored.kind {
-            QuarantineKind::Genuine => Ok(Redriven::Doubtful(detail)),
-            QuarantineKind::Unverified => {
-                let quarantined = self.quarantine(source, &webhook, received_at, doubt).await;
-                let id = quarantined?;
-                Ok(Redriven::Moved { id, detail })
-            }
+        // It follows from the reason.
+        if doubt.quarantine_id(source, &webhook) == id {
+            return Ok(Redriven::Doubtful(detail));
         }
+        let moved = self.quarantine(source, &webhook, received_at, doubt).await;
+        Ok(Redriven::Moved { id: moved?, detail })
     }
 
     /// A genuine delivery was proved so when it came. Any other has to be now, as of the moment when it came: a time that

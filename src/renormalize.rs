@@ -10,7 +10,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::task;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::{
@@ -113,6 +113,7 @@ impl Renormalization {
                         renormalize.dry_run = self.dry_run,
                         renormalize.changed = self.summary.changed,
                         renormalize.appended = self.summary.appended,
+                        renormalize.damaged = self.summary.damaged,
                         "the log was normalized again"
                     );
                     return Ok(Message::Summary(self.summary));
@@ -124,8 +125,18 @@ impl Renormalization {
             if !self.filter.matches(&stored.encoded.event) {
                 continue;
             }
-            if let Some(changed) = self.examine(&stored).await? {
-                return Ok(Message::Changed(changed));
+            self.summary.examined += 1;
+            match self.examine(&stored).await {
+                Ok(None) => {}
+                Ok(Some(changed)) => return Ok(Message::Changed(changed)),
+                Err(EndError::Read(ReadError::Damaged { position, place })) => {
+                    error!(
+                        log.position = position.0,
+                        place, "an event cannot be normalized again"
+                    );
+                    self.summary.damaged += 1;
+                }
+                Err(ended) => return Err(ended),
             }
         }
     }
@@ -136,9 +147,24 @@ impl Renormalization {
         let log = &self.ingestor.log;
         // What is no longer retained by now is nobody's loss.
         let after = self.position.max(log.start());
-        let mut events = match log.read(after, READ_LIMIT).await {
-            Err(ReadError::NotRetained) if log.start() > after => return Ok(()),
-            events => events?,
+        let mut limit = READ_LIMIT;
+        let mut events = loop {
+            match log.read(after, limit).await {
+                Err(ReadError::NotRetained) if log.start() > after => return Ok(()),
+                Err(ReadError::Damaged { position, .. }) if position.0 == after.0 + 1 => {
+                    self.summary.examined += 1;
+                    self.summary.damaged += 1;
+                    self.position = position;
+                    return Ok(());
+                }
+                // What comes before it can be read.
+                Err(ReadError::Damaged { position, .. })
+                    if position > after && limit.records > (position.0 - after.0) as usize - 1 =>
+                {
+                    limit.records = (position.0 - after.0) as usize - 1;
+                }
+                events => break events?,
+            }
         };
         events.retain(|event| event.position <= self.end);
         if events.is_empty() {
@@ -154,7 +180,6 @@ impl Renormalization {
         stored: &StoredEvent,
     ) -> Result<Option<RenormalizedEvent>, EndError> {
         let event = decode(stored)?;
-        self.summary.examined += 1;
         if !event.corrects_event_id.is_empty() {
             self.summary.corrections += 1;
             return Ok(None);
@@ -224,10 +249,10 @@ impl Renormalization {
             self.summary.unchanged += 1;
             return Ok(None);
         }
+        let corrected = Uuid::parse_str(&event.event_id).map_err(|e| damaged(stored, &e))?;
         self.summary.changed += 1;
         let mut corrected_event_id = String::new();
         if !self.dry_run {
-            let corrected = Uuid::parse_str(&event.event_id).map_err(|e| damaged(stored, &e))?;
             let correction = correction(corrected, today, delivery);
             corrected_event_id = correction.event_id.to_string();
             self.append(correction).await?;

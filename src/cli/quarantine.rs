@@ -68,7 +68,8 @@ struct ShowArgs {
 /// Runs deliveries through the current adapters again.
 ///
 /// What is understood now becomes an event, with the time at which it was received first, and leaves the quarantine. Safe
-/// to run again at any time. The exit code is 3 when any of them stays.
+/// to run again at any time. Of several ids, one that fails does not stop the others. The exit code is 3 when any delivery
+/// stays, and 1 when any call failed.
 #[derive(Debug, clap::Args)]
 struct RedriveArgs {
     #[command(flatten)]
@@ -341,14 +342,16 @@ async fn redrive(args: RedriveArgs) -> Result<(), CliError> {
     use redrive_request::Target;
     let (mut client, format) = args.common.connect().await?;
     let mut tally = Tally::default();
+    let mut failures = Failures::default();
     for id in &args.which.ids {
         let request = RedriveRequest {
             target: Some(Target::QuarantineId(id.to_string())),
             page_token: String::new(),
         };
-        let redriven = client.redrive(request).await;
-        let redriven = redriven.map_err(|status| failed_for(*id, &status))?;
-        tally.show(&redriven.into_inner(), format)?;
+        match client.redrive(request).await {
+            Ok(redriven) => tally.show(&redriven.into_inner(), format)?,
+            Err(status) => failures.report(*id, &status),
+        }
     }
     if args.which.ids.is_empty() {
         let mut request = RedriveRequest {
@@ -365,12 +368,26 @@ async fn redrive(args: RedriveArgs) -> Result<(), CliError> {
             request.page_token = page.next_page_token;
         }
     }
+    failures.end(args.which.ids.len())?;
     tally.end(format)
 }
 
-/// An error about one of several deliveries.
-fn failed_for(id: Uuid, status: &Status) -> CliError {
-    CliError::Failed(format!("{id}: {}", failure(status)))
+/// How many of several deliveries a call failed for. One does not keep the others waiting.
+#[derive(Default)]
+struct Failures(usize);
+
+impl Failures {
+    fn report(&mut self, id: Uuid, status: &Status) {
+        self.0 += 1;
+        anstream::eprintln!("{id}: {}", failure(status));
+    }
+
+    fn end(self, of: usize) -> Result<(), CliError> {
+        match self.0 {
+            0 => Ok(()),
+            failed => Err(CliError::Failed(format!("{failed} of {of} calls failed"))),
+        }
+    }
 }
 
 /// How many deliveries have left the quarantine, and how many have not.
@@ -435,13 +452,16 @@ async fn discard(args: DiscardArgs) -> Result<(), CliError> {
     }
     let (mut client, format) = args.common.connect().await?;
     let mut discarded = 0;
+    let mut failures = Failures::default();
     for id in &args.which.ids {
         let target = Some(Target::QuarantineId(id.to_string()));
         let response = client
             .discard_quarantined(DiscardQuarantinedRequest { target })
             .await;
-        let response = response.map_err(|status| failed_for(*id, &status))?;
-        discarded += response.into_inner().discarded;
+        match response {
+            Ok(response) => discarded += response.into_inner().discarded,
+            Err(status) => failures.report(*id, &status),
+        }
     }
     if args.which.ids.is_empty() {
         let target = Some(Target::Filter(args.which.filter.into()));
@@ -457,5 +477,5 @@ async fn discard(args: DiscardArgs) -> Result<(), CliError> {
         }
         Format::Table => format!("{discarded} deliveries discarded"),
     });
-    Ok(())
+    failures.end(args.which.ids.len())
 }

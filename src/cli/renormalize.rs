@@ -156,10 +156,11 @@ fn total(summary: &RenormalizeSummary) -> String {
         appended,
         without_delivery,
         corrections,
+        damaged,
     } = summary;
     format!(
         "{examined} examined: {unchanged} unchanged, {changed} changed, {without_delivery} without a delivery, \
-         {corrections} corrections; {appended} corrected events appended"
+         {corrections} corrections, {damaged} damaged; {appended} corrected events appended"
     )
 }
 

@@ -6,18 +6,12 @@ use futures_util::{Stream, stream};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{
-    Shared,
-    admission::Permit,
-    grpc::parse_id,
-    quarantine::{damaged, not_found},
-    status,
-};
+use super::{Shared, admission::Permit, grpc::parse_id, quarantine::not_found, status};
 use crate::{
     event::NORMALIZER_VERSION,
     filter::Filter,
     ingest::proto_timestamp,
-    log::{Consumer, Health, OutOfRange, QuarantineStats},
+    log::{Consumer, Health, OutOfRange, Position, QuarantineStats, ReadError},
     proto::{
         ConsumerStatus, DeleteConsumerRequest, DeleteConsumerResponse, Delivery,
         DiscardQuarantinedRequest, DiscardQuarantinedResponse, GetDeliveryRequest,
@@ -135,31 +129,31 @@ impl AdminService for Admin {
         request: Request<GetDeliveryRequest>,
     ) -> Result<Response<GetDeliveryResponse>, Status> {
         let shared = &self.0;
-        let delivery = match request.into_inner().target {
+        let (position, delivery) = match request.into_inner().target {
             None => return Err(status::invalid("target", "is missing")),
             Some(Target::EventId(id)) => {
                 let id = parse_id("event_id", &id)?;
-                let event = shared.log.find(id).await.map_err(status::read_error)?;
-                let position = event.ok_or_else(not_found)?.position;
-                shared
-                    .log
-                    .delivery(position)
-                    .await
-                    .map_err(status::read_error)?
+                let found = shared.log.find(id).await.map_err(status::read_error)?;
+                let position = found.ok_or_else(not_found)?.position;
+                let delivery = match shared.log.delivery(position).await {
+                    // It went while we were looking.
+                    Err(ReadError::NotRetained) => None,
+                    delivery => delivery.map_err(status::read_error)?,
+                };
+                (position, delivery)
             }
             Some(Target::QuarantineId(id)) => {
                 let id = parse_id("quarantine_id", &id)?;
-                let found = shared
-                    .log
-                    .find_quarantined(id)
-                    .await
-                    .map_err(status::read_error)?;
-                found.map(|quarantined| quarantined.delivery)
+                let found = shared.log.find_quarantined(id).await;
+                let found = found.map_err(status::read_error)?;
+                let found = found.ok_or_else(not_found)?;
+                (Position(found.sequence), Some(found.delivery))
             }
         };
-        let delivery = delivery.ok_or_else(not_found)?;
+        let delivery = Delivery::decode(delivery.ok_or_else(not_found)?);
+        let delivery = delivery.map_err(|error| status::undecodable(position, &error))?;
         Ok(Response::new(GetDeliveryResponse {
-            delivery: Some(Delivery::decode(delivery).map_err(damaged)?),
+            delivery: Some(delivery),
         }))
     }
 }

@@ -147,10 +147,5 @@ pub(super) fn decode(
     with_personal_data: bool,
 ) -> Result<VerificationEvent, Status> {
     let decoded = VerificationEvent::decode(stored.encoded.to_bytes(with_personal_data));
-    decoded.map_err(|error| {
-        status::read_error(ReadError::Damaged {
-            position: stored.position,
-            place: format!("a stored event cannot be decoded: {error}"),
-        })
-    })
+    decoded.map_err(|error| status::undecodable(stored.position, &error))
 }

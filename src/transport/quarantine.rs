@@ -11,7 +11,10 @@ use super::{Shared, grpc::parse_id, status};
 use crate::{
     error::Code,
     ingest,
-    log::{Cursor, EventLog, Position, QuarantineKind, ReadLimit, StoredQuarantined},
+    log::{
+        AppendError, Cursor, EventLog, Position, QuarantineKind, ReadError, ReadLimit,
+        StoredQuarantined,
+    },
     proto::{
         Delivery, DiscardQuarantinedRequest, DiscardQuarantinedResponse, IngestStatus,
         ListQuarantinedRequest, ListQuarantinedResponse, QuarantineFilter, QuarantineReason,
@@ -62,14 +65,16 @@ impl Shared {
                 response.next_page_token = self.page_token(pages, scan.after);
                 break;
             }
-            if let Some(mut found) = scan.look()? {
-                if request.include_deliveries {
-                    let delivery = Delivery::decode(found.stored.delivery).map_err(damaged)?;
-                    found.summary.delivery = Some(delivery);
-                }
-                page_bytes += found.summary.encoded_len();
-                response.quarantined.push(found.summary);
-            }
+            let Some(found) = scan.look() else { continue };
+            let summary = match found {
+                Found::Delivery(found) => found.listed(request.include_deliveries),
+                Found::Damaged => QuarantinedDelivery {
+                    detail: DAMAGED.to_owned(),
+                    ..Default::default()
+                },
+            };
+            page_bytes += summary.encoded_len();
+            response.quarantined.push(summary);
         }
         Ok(response)
     }
@@ -85,7 +90,9 @@ impl Shared {
                 let id = parse_id("quarantine_id", &id)?;
                 let found = self.log.find_quarantined(id).await;
                 let found = found.map_err(status::read_error)?;
-                let redriven = self.redrive_one(id, &found.ok_or_else(not_found)?).await?;
+                let found = found.ok_or_else(not_found)?;
+                let redriven = self.redrive_one(id, &found).await;
+                let redriven = redriven.map_err(status::append_error)?;
                 Ok(RedriveResponse {
                     redriven: vec![redriven],
                     next_page_token: String::new(),
@@ -98,7 +105,8 @@ impl Shared {
         }
     }
 
-    /// Redrives in the order of arrival, one after another, so that events come into the log in that order too.
+    /// Redrives in the order of arrival, one after another, so that events come into the log in that order too. When the
+    /// log fails in between, what has been done is told, and the next page goes on where it failed.
     async fn redrive_page(
         &self,
         wanted: &Wanted,
@@ -108,34 +116,61 @@ impl Shared {
         let after = self.page_start(pages, page_token)?;
         let mut scan = Scan::new(&*self.log, wanted, after);
         let mut response = RedriveResponse::default();
-        while scan.more().await? {
-            let full = response.redriven.len() == MAX_REDRIVEN;
-            if full || scan.looked_at == MAX_SCANNED || self.draining.is_cancelled() {
-                response.next_page_token = self.page_token(pages, scan.after);
-                break;
-            }
-            if let Some(found) = scan.look()? {
-                let redriven = self.redrive_one(found.id()?, &found.stored).await?;
-                response.redriven.push(redriven);
-            }
+        match self.redrive_into(&mut response, &mut scan).await {
+            Ok(true) => {}
+            Err(failed) if response.redriven.is_empty() => return Err(failed),
+            Ok(false) | Err(_) => response.next_page_token = self.page_token(pages, scan.after),
         }
         Ok(response)
+    }
+
+    /// Redrives what comes next, and says whether that was everything.
+    async fn redrive_into(
+        &self,
+        response: &mut RedriveResponse,
+        scan: &mut Scan<'_>,
+    ) -> Result<bool, Status> {
+        while scan.more().await? {
+            let full = response.redriven.len() == MAX_REDRIVEN || scan.looked_at == MAX_SCANNED;
+            if full || self.draining.is_cancelled() {
+                return Ok(false);
+            }
+            let before = scan.after;
+            match scan.look() {
+                None => {}
+                Some(Found::Delivery(found)) => {
+                    match self.redrive_one(found.id, &found.stored).await {
+                        Ok(redriven) => response.redriven.push(redriven),
+                        Err(failed) => {
+                            scan.after = before;
+                            return Err(status::append_error(failed));
+                        }
+                    }
+                }
+                Some(Found::Damaged) => response.redriven.push(RedrivenDelivery {
+                    status: IngestStatus::Quarantined.into(),
+                    detail: DAMAGED.to_owned(),
+                    ..Default::default()
+                }),
+            }
+        }
+        Ok(true)
     }
 
     async fn redrive_one(
         &self,
         id: Uuid,
         stored: &StoredQuarantined,
-    ) -> Result<RedrivenDelivery, Status> {
-        let redriven = self.ingestor.redrive(id, stored).await;
-        let (status, event_id, detail) = match redriven.map_err(status::append_error)? {
+    ) -> Result<RedrivenDelivery, AppendError> {
+        let redriven = self.ingestor.redrive(id, stored).await?;
+        let (status, event_id, detail) = match redriven {
             Redriven::Accepted(place) => (IngestStatus::Accepted, Some(place), String::new()),
             Redriven::Duplicate(place) => (IngestStatus::Duplicate, Some(place), String::new()),
             Redriven::Ignored => (IngestStatus::Ignored, None, String::new()),
             Redriven::Doubtful(detail) => (IngestStatus::Quarantined, None, detail),
             Redriven::Unproven(detail) => (IngestStatus::Unspecified, None, detail),
             Redriven::Moved { id, detail } => {
-                let detail = format!("proved genuine, and quarantined as {id}: {detail}");
+                let detail = format!("genuine, and in quarantine as {id} now: {detail}");
                 (IngestStatus::Quarantined, None, detail)
             }
         };
@@ -179,8 +214,9 @@ impl Shared {
             }
             let mut ids = Vec::new();
             while !scan.read.is_empty() {
-                if let Some(found) = scan.look()? {
-                    ids.push(found.id()?);
+                // What is damaged has no id to discard it by.
+                if let Some(Found::Delivery(found)) = scan.look() {
+                    ids.push(found.id);
                 }
             }
             discarded += self.discard(&ids).await?;
@@ -263,6 +299,15 @@ impl Wanted {
         })
     }
 
+    /// Whether a whole quarantine is meant, and with it what nobody knows of what it is.
+    fn is_everything(&self) -> bool {
+        let any_reason = matches!(
+            self.reason,
+            QuarantineReason::Unspecified | QuarantineReason::Unverified
+        );
+        self.provider.is_empty() && self.account.is_empty() && any_reason
+    }
+
     fn matches(&self, summary: &QuarantinedDelivery) -> bool {
         let wants = |wanted: &str, value: &str| wanted.is_empty() || wanted == value;
         let any_reason = self.reason == QuarantineReason::Unspecified;
@@ -285,26 +330,62 @@ impl TryFrom<QuarantineFilter> for Wanted {
     }
 }
 
+/// What is told of a record that cannot be read.
+const DAMAGED: &str = "this record is damaged";
+
 /// A walk through a quarantine in the order of arrival.
 struct Scan<'s> {
     log: &'s dyn EventLog,
     wanted: &'s Wanted,
-    /// The last delivery that was looked at.
+    /// The last record that was looked at.
     after: u64,
     looked_at: usize,
     /// Read, and not looked at yet.
-    read: VecDeque<StoredQuarantined>,
+    read: VecDeque<Record>,
+    /// Up to this damaged record they are read one by one, so that it hides nothing before it.
+    damaged: u64,
+}
+
+/// One record of a quarantine.
+enum Record {
+    Whole(StoredQuarantined),
+    /// The one with this sequence.
+    Damaged(u64),
+}
+
+/// What a request is about.
+enum Found {
+    Delivery(Delivered),
+    /// A record that cannot be read. Nobody knows of what.
+    Damaged,
 }
 
 /// A delivery that a request is about.
-struct Found {
+struct Delivered {
+    id: Uuid,
     summary: QuarantinedDelivery,
     stored: StoredQuarantined,
 }
 
-impl Found {
-    fn id(&self) -> Result<Uuid, Status> {
-        Uuid::parse_str(&self.summary.quarantine_id).map_err(damaged)
+impl Delivered {
+    fn of(stored: StoredQuarantined) -> Option<Self> {
+        let summary = QuarantinedDelivery::decode(stored.summary.clone()).ok()?;
+        Some(Self {
+            id: Uuid::parse_str(&summary.quarantine_id).ok()?,
+            summary,
+            stored,
+        })
+    }
+
+    fn listed(self, with_delivery: bool) -> QuarantinedDelivery {
+        let mut summary = self.summary;
+        if with_delivery {
+            match Delivery::decode(self.stored.delivery) {
+                Ok(delivery) => summary.delivery = Some(delivery),
+                Err(_) => summary.detail = DAMAGED.to_owned(),
+            }
+        }
+        summary
     }
 }
 
@@ -316,38 +397,60 @@ impl<'s> Scan<'s> {
             after,
             looked_at: 0,
             read: VecDeque::new(),
+            damaged: 0,
         }
     }
 
-    /// Whether there is another delivery to look at.
+    /// Whether there is another record to look at.
     async fn more(&mut self) -> Result<bool, Status> {
-        if self.read.is_empty() {
+        while self.read.is_empty() {
+            let records = match self.after < self.damaged {
+                true => 1,
+                false => SCAN_LIMIT.records,
+            };
+            let limit = ReadLimit {
+                records,
+                ..SCAN_LIMIT
+            };
             let kind = self.wanted.kind;
-            let read = self.log.quarantined(kind, self.after, SCAN_LIMIT).await;
-            self.read = read.map_err(status::read_error)?.into();
+            match self.log.quarantined(kind, self.after, limit).await {
+                Ok(read) if read.is_empty() => return Ok(false),
+                Ok(read) => self.read = read.into_iter().map(Record::Whole).collect(),
+                Err(ReadError::Damaged { position, .. }) if position.0 > self.after => {
+                    self.damaged = position.0;
+                    if records == 1 {
+                        self.read = [Record::Damaged(position.0)].into();
+                    }
+                }
+                Err(failed) => return Err(status::read_error(failed)),
+            }
         }
-        Ok(!self.read.is_empty())
+        Ok(true)
     }
 
-    /// Looks at the next delivery that has been read, and returns it if it is wanted.
-    fn look(&mut self) -> Result<Option<Found>, Status> {
-        let Some(stored) = self.read.pop_front() else {
-            return Ok(None);
+    /// Looks at the next record that has been read, and returns what it is of if that is wanted.
+    fn look(&mut self) -> Option<Found> {
+        self.looked_at += 1;
+        let stored = match self.read.pop_front()? {
+            Record::Whole(stored) => stored,
+            Record::Damaged(sequence) => {
+                self.after = sequence;
+                return self.wanted.is_everything().then_some(Found::Damaged);
+            }
         };
         self.after = stored.sequence;
-        self.looked_at += 1;
-        let summary = QuarantinedDelivery::decode(stored.summary.clone()).map_err(damaged)?;
-        let wanted = self.wanted.matches(&summary);
-        Ok(wanted.then_some(Found { summary, stored }))
+        let Some(delivered) = Delivered::of(stored) else {
+            tracing::error!(
+                quarantine.sequence = self.after,
+                "a stored delivery cannot be decoded"
+            );
+            return self.wanted.is_everything().then_some(Found::Damaged);
+        };
+        let wanted = self.wanted.matches(&delivered.summary);
+        wanted.then_some(Found::Delivery(delivered))
     }
 }
 
 pub(super) fn not_found() -> Status {
     status::error(Code::DeliveryNotFound, "there is no delivery under this id")
-}
-
-/// Something that the log keeps is not what was written.
-pub(super) fn damaged(error: impl std::fmt::Display) -> Status {
-    tracing::error!(%error, "a stored delivery cannot be decoded");
-    status::error(Code::LogDamaged, "a stored delivery cannot be decoded")
 }

@@ -8,7 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::{
     error::Code,
     ingest::IngestError,
-    log::{AppendError, Cursor, ReadError},
+    log::{AppendError, Cursor, Position, ReadError},
     proto::IngestStreamError,
     renormalize,
 };
@@ -76,11 +76,17 @@ pub(super) fn read_error(failed: ReadError) -> Status {
         ReadError::Damaged { position, .. } => {
             tracing::error!(error = %failed, log.position = position.0, "the log is damaged");
             let message =
-                "an event that the log must hold cannot be read; its operator can see why";
+                "something that the log must hold cannot be read; its operator can see why";
             let metadata = HashMap::from([("position".to_owned(), position.0.to_string())]);
             with_metadata(Code::LogDamaged, message, metadata)
         }
     }
+}
+
+/// Something that the log holds is not what was written.
+pub(super) fn undecodable(position: Position, why: &prost::DecodeError) -> Status {
+    let place = format!("a stored message cannot be decoded: {why}");
+    read_error(ReadError::Damaged { position, place })
 }
 
 /// An error as it is told inside a stream that goes on.

@@ -501,6 +501,16 @@ async fn the_quarantine_is_listed_shown_and_redriven() {
 
     let redriven = run_at(&server, &["quarantine", "redrive", &quarantined, id]).await;
     assert_eq!(redriven.status.code(), Some(3));
+    let gone = "00000000-0000-4000-8000-000000000000";
+    let with_one_gone = ["quarantine", "redrive", gone, &quarantined];
+    let with_one_gone = run_at(&server, &with_one_gone).await;
+    assert_eq!(with_one_gone.status.code(), Some(1));
+    assert_eq!(json_lines(&with_one_gone).len(), 1);
+    let said = stderr(&with_one_gone);
+    assert!(
+        said.contains(gone) && said.contains("1 of 2 calls failed"),
+        "{said}"
+    );
     assert!(stderr(&redriven).contains("2 of 2 deliveries are still in quarantine"));
     let statuses = json_lines(&redriven);
     assert_eq!(statuses[0]["status"], "INGEST_STATUS_QUARANTINED");
@@ -572,6 +582,15 @@ async fn nothing_is_discarded_by_accident() {
         "{said}"
     );
     assert_eq!(left(), (1, 1));
+    // One that is gone does not keep another waiting.
+    let webhook = crate::support::sign(&gu1, gu1_body("4"));
+    let fourth = put(&log, "gu1", &webhook, Some("hmac_sha256"), real_now()).await;
+    let several = ["quarantine", "discard", &ids[0], &fourth];
+    let several = run_at(&server, &several).await;
+    assert_eq!(several.status.code(), Some(1));
+    assert_eq!(json_lines(&several)[0]["discarded"], "1");
+    assert!(stderr(&several).contains("1 of 2 calls failed"));
+    assert_eq!(left(), (1, 1));
     let all = [
         "quarantine",
         "discard",
@@ -619,8 +638,8 @@ async fn the_log_is_normalized_again_with_a_diff_for_people_and_programs() {
         .lines()
         .find(|line| line.contains("verification.reasons[] "));
     assert!(total.unwrap().contains(" 2 {} → (not set)"), "{table}");
-    let summary = "3 examined: 1 unchanged, 2 changed, 0 without a delivery, 0 corrections; \
-                   0 corrected events appended";
+    let summary = "3 examined: 1 unchanged, 2 changed, 0 without a delivery, 0 corrections, \
+                   0 damaged; 0 corrected events appended";
     assert_eq!(table.lines().last(), Some(summary));
     assert_eq!(log.tail().end().0, 3);
 

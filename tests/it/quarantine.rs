@@ -6,6 +6,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use prost::Message;
 use tonic::Status;
+use tonic_types::StatusExt;
 use uuid::Uuid;
 use verdict::{
     ingest::proto_timestamp,
@@ -25,6 +26,7 @@ use crate::support::{
     Server, fixture, fixture_source, fixture_sources, gu1_body, gu1_request, memory_log,
     other_secret, real_now, reason, request, server_config, sign,
 };
+use crate::troubled_log::TroubledLog;
 
 /// The sources of all fixtures, all of which keep what is not genuine.
 pub(crate) fn keeping() -> Vec<Source> {
@@ -698,4 +700,141 @@ async fn a_request_that_names_nothing_or_nonsense_is_refused() {
         let refused = discard(&server, target).await.unwrap_err();
         assert_eq!(reason(&refused), "INVALID_REQUEST");
     }
+}
+
+/// Three genuine deliveries that are understood today, in a log that can get into trouble.
+async fn three_deliveries() -> (Arc<TroubledLog>, Server) {
+    let log = TroubledLog::new();
+    let as_log: Arc<dyn EventLog> = log.clone();
+    for number in ["1", "2", "3"] {
+        let webhook = sign(&fixture_source("gu1"), gu1_body(number));
+        put(&as_log, "gu1", &webhook, Some("hmac_sha256"), long_ago()).await;
+    }
+    let server = Server::start_with(server_config(), as_log).await;
+    (log, server)
+}
+
+#[tokio::test]
+async fn a_damaged_record_hides_no_other() {
+    let (log, server) = three_deliveries().await;
+    log.damage_quarantined(2);
+    let listed = list(&server, QuarantineFilter::default()).await;
+    let details: Vec<&str> = listed.iter().map(|one| &*one.detail).collect();
+    assert_eq!(details, ["", "this record is damaged", ""]);
+    assert_eq!(
+        listed[1],
+        QuarantinedDelivery {
+            detail: "this record is damaged".to_owned(),
+            ..Default::default()
+        }
+    );
+    let of_gu1 = QuarantineFilter {
+        provider: "gu1".to_owned(),
+        ..Default::default()
+    };
+    assert_eq!(list(&server, of_gu1.clone()).await.len(), 2);
+    // Page by page too.
+    let mut request = ListQuarantinedRequest {
+        page_size: 1,
+        ..Default::default()
+    };
+    let mut paged = Vec::new();
+    loop {
+        let page = server.admin.clone().list_quarantined(request.clone()).await;
+        let page = page.unwrap().into_inner();
+        paged.extend(page.quarantined);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(paged, listed);
+
+    let redriven = redrive_all(&server, QuarantineFilter::default()).await;
+    let statuses: Vec<IngestStatus> = redriven.iter().map(RedrivenDelivery::status).collect();
+    use IngestStatus::{Accepted, Quarantined};
+    assert_eq!(statuses, [Accepted, Quarantined, Accepted]);
+    assert_eq!(redriven[1].detail, "this record is damaged");
+    let everything = Discard::Filter(QuarantineFilter::default());
+    assert_eq!(discard(&server, Some(everything)).await.unwrap(), 0);
+    assert_eq!(list(&server, QuarantineFilter::default()).await.len(), 1);
+    assert_eq!(list(&server, of_gu1).await, []);
+}
+
+#[tokio::test]
+async fn what_was_redriven_before_the_log_failed_is_told() {
+    let (log, server) = three_deliveries().await;
+    log.go_away_after(2);
+    let mut request = RedriveRequest {
+        target: Some(Redrive::Filter(QuarantineFilter::default())),
+        ..Default::default()
+    };
+    let page = redrive_page(&server, request.clone()).await.unwrap();
+    let statuses: Vec<IngestStatus> = page.redriven.iter().map(RedrivenDelivery::status).collect();
+    assert_eq!(statuses, [IngestStatus::Accepted; 2]);
+    request.page_token = page.next_page_token;
+    // Nothing more can be done now.
+    let failed = redrive_page(&server, request.clone()).await.unwrap_err();
+    assert_eq!(reason(&failed), "LOG_UNAVAILABLE");
+    log.come_back();
+    let page = redrive_page(&server, request).await.unwrap();
+    assert_eq!(page.redriven.len(), 1);
+    assert_eq!(page.redriven[0].status(), IngestStatus::Accepted);
+    assert!(page.next_page_token.is_empty());
+    assert_eq!(genuine_and_unverified(&server).await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_delivery_that_is_not_understood_for_another_reason_moves_there() {
+    let log = memory_log();
+    let kayle = fixture_source("kayle");
+    let body = r#"{"type":"verification.session.teleported","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
+    let webhook = || {
+        let jwe = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[1]).unwrap();
+        request("kayle", &sign(&kayle, jwe))
+    };
+    let without_key = keeping_but("kayle", |kayle| kayle.decryption_keys.truncate(1));
+    let server = serve(without_key, &log).await;
+    let first = server.ingest(webhook()).await.unwrap().quarantine_id;
+    let received_at = list(&server, QuarantineFilter::default()).await[0].received_at;
+    server.stop().await;
+
+    let server = serve(keeping(), &log).await;
+    let redriven = redrive_one(&server, &first).await;
+    assert_eq!(redriven.status(), IngestStatus::Quarantined);
+    let listed = list(&server, QuarantineFilter::default()).await;
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!(listed[0].reason(), QuarantineReason::UnknownEventType);
+    assert_eq!(listed[0].received_at, received_at);
+    let second = &listed[0].quarantine_id;
+    assert!(second != &first && redriven.detail.contains(second));
+    // A redelivery makes no second entry, and neither does redriving again.
+    let redelivered = server.ingest(webhook()).await.unwrap();
+    assert_eq!(&redelivered.quarantine_id, second);
+    let again = redrive_one(&server, second).await;
+    assert_eq!(again.status(), IngestStatus::Quarantined);
+    assert_eq!(list(&server, QuarantineFilter::default()).await, listed);
+}
+
+#[tokio::test]
+async fn evidence_that_is_damaged_is_named_by_its_place() {
+    let log = memory_log();
+    let id = Uuid::from_u128(1);
+    let quarantined = NewQuarantined {
+        id,
+        kind: QuarantineKind::Genuine,
+        received_at: proto_timestamp(long_ago()),
+        summary: Bytes::new(),
+        delivery: Bytes::from_static(b"\xff"),
+    };
+    log.quarantine(quarantined).await.unwrap();
+    let server = Server::start_with(server_config(), log).await;
+    let request = GetDeliveryRequest {
+        target: Some(Get::QuarantineId(id.to_string())),
+    };
+    let failed = server.admin.clone().get_delivery(request).await;
+    let failed = failed.unwrap_err();
+    assert_eq!(reason(&failed), "LOG_DAMAGED");
+    let metadata = failed.get_details_error_info().unwrap().metadata;
+    assert_eq!(metadata["position"], "1");
 }

@@ -1,10 +1,11 @@
 //! Stored deliveries, run through the current adapters again. An event that an earlier version would have made otherwise
 //! is put into the log directly.
 
-use std::sync::Arc;
+use std::{fs, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message as _;
+use tempfile::TempDir;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 use verdict::{
@@ -21,8 +22,8 @@ use verdict::{
 };
 
 use crate::support::{
-    Server, fixture, fixture_source, fixture_sources, from_earliest, gu1_body, memory_log,
-    next_event, now, other_secret, reason, request, server_config, sign,
+    Server, embedded_log, fixture, fixture_source, fixture_sources, from_earliest, gu1_body,
+    memory_log, next_event, now, other_secret, reason, request, server_config, sign,
 };
 
 /// Stores a webhook as a version of verdict would have that read it in another way. Returns the event.
@@ -392,6 +393,50 @@ async fn only_the_events_of_the_filter_are_looked_at() {
     }
     let nonsense = start(&server, of(vec![99])).await.unwrap_err();
     assert_eq!(reason(&nonsense), "INVALID_REQUEST");
+}
+
+/// Changes one byte of a file of events that holds a text, in the text.
+fn damage(directory: &Path, text: &str) {
+    let mut damaged = 0;
+    for file in fs::read_dir(directory.join("events")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        let found = bytes
+            .windows(text.len())
+            .position(|at| at == text.as_bytes());
+        if let Some(at) = found {
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1);
+}
+
+#[tokio::test]
+async fn what_is_damaged_is_counted_and_passed_over() {
+    let directory = TempDir::new().unwrap();
+    let log = embedded_log(&directory);
+    let gu1 = fixture_source("gu1");
+    for level in ["first one", "second one", "third one"] {
+        let webhook = sign(&gu1, gu1_body(level));
+        store_misread(&log, &gu1, webhook, |event| {
+            verification(event).level = level.to_owned();
+        })
+        .await;
+    }
+    let server = serve(&log).await;
+    damage(directory.path(), "second one");
+    let (changed, summary) = renormalize(&server, dry_run()).await;
+    let levels: Vec<&str> = changed.iter().map(|event| changes(event)[0].1).collect();
+    // What lies before it is read. The log may not find what lies close behind it, but says so of each.
+    assert_eq!(levels[0], r#""first one""#);
+    assert!(summary.damaged > 0, "{summary:?}");
+    assert_eq!(
+        (summary.examined, summary.changed),
+        (3, changed.len() as u64)
+    );
+    assert_eq!(summary.examined, summary.changed + summary.damaged);
 }
 
 #[tokio::test]

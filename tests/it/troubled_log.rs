@@ -40,6 +40,10 @@ struct Trouble {
     next_start: Option<Position>,
     /// The event here cannot be read.
     damaged: Option<Position>,
+    /// The quarantined delivery with this sequence cannot be read.
+    damaged_quarantined: Option<u64>,
+    /// The disk goes away after so many more appends.
+    appends_left: Option<usize>,
 }
 
 /// Waits until so many wait.
@@ -107,6 +111,23 @@ impl TroubledLog {
     /// The event here cannot be read any more.
     pub(crate) fn damage(&self, position: u64) {
         self.trouble().damaged = Some(Position(position));
+    }
+
+    /// The quarantined delivery with this sequence cannot be read any more.
+    pub(crate) fn damage_quarantined(&self, sequence: u64) {
+        self.trouble().damaged_quarantined = Some(sequence);
+    }
+
+    /// The disk goes away after so many more appends.
+    pub(crate) fn go_away_after(&self, appends: usize) {
+        self.trouble().appends_left = Some(appends);
+    }
+
+    /// The disk is there again.
+    pub(crate) fn come_back(&self) {
+        let mut trouble = self.trouble();
+        trouble.gone = false;
+        trouble.appends_left = None;
     }
 
     /// Says how the log is.
@@ -213,8 +234,16 @@ impl EventLog for TroubledLog {
         let waiting = Waiting::begin(&self.waiting);
         let _ = self.gate.subscribe().wait_for(|open| *open).await;
         drop(waiting);
-        if self.trouble().gone {
-            return gone_append();
+        {
+            let mut trouble = self.trouble();
+            match &mut trouble.appends_left {
+                Some(0) => trouble.gone = true,
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            if trouble.gone {
+                return gone_append();
+            }
         }
         self.log.append(event).await
     }
@@ -301,7 +330,15 @@ impl EventLog for TroubledLog {
         if self.trouble().gone {
             return gone_read();
         }
-        self.log.quarantined(kind, after, limit).await
+        let read = self.log.quarantined(kind, after, limit).await?;
+        let damaged = self.trouble().damaged_quarantined;
+        match read.iter().find(|one| Some(one.sequence) == damaged) {
+            Some(damaged) => Err(ReadError::Damaged {
+                position: Position(damaged.sequence),
+                place: "a secret file".to_owned(),
+            }),
+            None => Ok(read),
+        }
     }
 
     async fn find_quarantined(&self, id: Uuid) -> Result<Option<StoredQuarantined>, ReadError> {
