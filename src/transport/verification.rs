@@ -38,9 +38,15 @@ impl Shared {
             .history(start.unwrap_or(state.last), page_size, personal_data)
             .await;
         let (stored, next) = match history {
-            // The last of it went while we were looking.
-            Err(ReadError::NotRetained) if start.is_none() => return Err(not_found()),
-            history => history.map_err(|failed| self.read_error(failed))?,
+            Ok((stored, next)) if !stored.is_empty() => (stored, next),
+            Ok(_) | Err(ReadError::NotRetained) => {
+                return Err(match start {
+                    // The last of it went while we were looking.
+                    None => not_found(),
+                    Some(_) => self.read_error(ReadError::NotRetained),
+                });
+            }
+            Err(failed) => return Err(self.read_error(failed)),
         };
         let history = stored.iter().map(|stored| decode(stored, personal_data));
         let history: Vec<VerificationEvent> = history.collect::<Result<_, _>>()?;

@@ -38,6 +38,8 @@ struct Trouble {
     start: Position,
     /// Retention comes so far just before the next read.
     next_start: Option<Position>,
+    /// Retention comes so far while the next history is read.
+    next_history_start: Option<Position>,
     /// The event here cannot be read.
     damaged: Option<Position>,
     /// The quarantined delivery with this sequence cannot be read.
@@ -106,6 +108,11 @@ impl TroubledLog {
     /// Retention passes everything up to here, just before something is read again.
     pub(crate) fn retain_after_at_next_read(&self, position: u64) {
         self.trouble().next_start = Some(Position(position));
+    }
+
+    /// Retention passes everything up to here, while a history is read.
+    pub(crate) fn retain_after_at_next_history(&self, position: u64) {
+        self.trouble().next_history_start = Some(Position(position));
     }
 
     /// The event here cannot be read any more.
@@ -293,6 +300,10 @@ impl EventLog for TroubledLog {
     async fn history(&self, from: Position, limit: usize) -> Result<History, ReadError> {
         self.check(from)?;
         let mut history = self.log.history(from, limit).await?;
+        let next_start = self.trouble().next_history_start.take();
+        if let Some(start) = next_start {
+            self.retain_after(start.0);
+        }
         let start = self.start();
         history.events.retain(|event| event.position > start);
         history.next = history.next.filter(|next| *next > start);

@@ -236,7 +236,6 @@ async fn wrong_wishes_are_named() {
         ),
         ("page_token", with_token(of_other)),
         ("page_token", with_token(of_list)),
-        ("page_token", with_token(before_all)),
     ];
     for (field, request) in wrong {
         let refused = get(&server, request).await.unwrap_err();
@@ -244,6 +243,8 @@ async fn wrong_wishes_are_named() {
         let violations = refused.get_details_bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, field);
     }
+    let refused = get(&server, with_token(before_all)).await.unwrap_err();
+    assert_eq!(reason(&refused), "CURSOR_OUT_OF_RANGE");
 }
 
 #[tokio::test]
@@ -274,6 +275,10 @@ async fn a_history_ends_where_retention_has_come_to() {
     };
     let refused = get(&server, next).await.unwrap_err();
     assert_eq!(reason(&refused), "CURSOR_OUT_OF_RANGE");
+    log.retain_after_at_next_history(4);
+    let gone = get(&server, of("val-1")).await.unwrap_err();
+    assert_eq!(reason(&gone), "VERIFICATION_NOT_FOUND");
+    log.retain_after(3);
     log.retain_after_at_next_read(4);
     let gone = get(&server, of("val-1")).await.unwrap_err();
     assert_eq!(reason(&gone), "VERIFICATION_NOT_FOUND");
