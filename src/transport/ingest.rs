@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 use tonic::{Request, Status, metadata::MetadataMap};
+use tracing::{error, warn};
+use uuid::Uuid;
 
 use super::{Shared, admission::Permit, grpc::decode, now, status};
 use crate::{
     config::DEFAULT_ACCOUNT,
     error::Code,
     ingest::{EventPlace, IngestError, Outcome},
-    proto::{IngestRequest, IngestResponse, IngestStatus, TraceContext},
+    proto::{IngestRequest, IngestResponse, IngestStatus, TraceContext, VerificationEvent},
     provider::RawWebhook,
 };
 
@@ -87,13 +89,13 @@ impl Shared {
     pub(super) async fn finish(&self, begun: Begun) -> Result<IngestResponse, Status> {
         let outcome = begun.ingested.await.map_err(|error| {
             // The text of a panic may quote the webhook.
-            tracing::error!(panicked = error.is_panic(), "a webhook could not be taken");
+            error!(panicked = error.is_panic(), "a webhook could not be taken");
             status::error(
                 Code::LogUnavailable,
                 "the webhook could not be taken; send it again",
             )
         })??;
-        self.response(outcome, begun.return_event).await
+        Ok(self.response(outcome, begun.return_event).await)
     }
 
     fn check_limits(&self, request: &IngestRequest) -> Result<(), Status> {
@@ -128,40 +130,47 @@ impl Shared {
         Ok(())
     }
 
-    async fn response(
-        &self,
-        outcome: Outcome,
-        return_event: bool,
-    ) -> Result<IngestResponse, Status> {
+    async fn response(&self, outcome: Outcome, return_event: bool) -> IngestResponse {
         let (status, place) = match outcome {
             Outcome::Accepted(place) => (IngestStatus::Accepted, place),
             Outcome::Duplicate(place) => (IngestStatus::Duplicate, place),
             Outcome::Quarantined(id) => {
-                return Ok(IngestResponse {
+                return IngestResponse {
                     status: IngestStatus::Quarantined.into(),
                     quarantine_id: id.to_string(),
                     ..Default::default()
-                });
+                };
             }
             Outcome::Ignored => {
-                return Ok(IngestResponse {
+                return IngestResponse {
                     status: IngestStatus::Ignored.into(),
                     ..Default::default()
-                });
+                };
             }
         };
         let EventPlace { event_id, position } = place;
         let event = match return_event {
-            true => Some(decode(&self.find(event_id).await?, false)?),
+            true => self.ingested(event_id).await,
             false => None,
         };
-        Ok(IngestResponse {
+        IngestResponse {
             status: status.into(),
             event_id: event_id.to_string(),
             cursor: self.cursor(position).encode(),
             quarantine_id: String::new(),
             event,
-        })
+        }
+    }
+
+    /// The event that a webhook has become. It is in the log, whether it can be read back or not: an error would have it
+    /// sent again.
+    async fn ingested(&self, event_id: Uuid) -> Option<VerificationEvent> {
+        let read = self.find(event_id).await;
+        let read = read.and_then(|stored| decode(&stored, false));
+        if let Err(failed) = &read {
+            warn!(event.id = %event_id, error = failed.message(), "an event cannot be returned with its answer");
+        }
+        read.ok()
     }
 }
 

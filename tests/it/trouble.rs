@@ -18,8 +18,8 @@ use verdict::{
     log::{EventLog, Health, Position, QuarantineKind, StoredEvent, StoredQuarantined},
     proto::{
         Earliest, EventOrder, GetDeliveryRequest, GetEventRequest, GetStatusRequest, Header,
-        IngestRequest, ListEventsRequest, ListQuarantinedRequest, ListSourcesRequest, PersonalData,
-        SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
+        IngestRequest, IngestStatus, ListEventsRequest, ListQuarantinedRequest, ListSourcesRequest,
+        PersonalData, SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
         get_delivery_request::Target, subscribe_request::Start,
     },
     provider::{Headers, RawWebhook},
@@ -229,6 +229,22 @@ async fn damage_ends_a_stream_where_it_is_and_is_no_secret_of_a_call() {
     // Who starts after it does not need it.
     let mut stream = server.subscribe(after(&server, 3)).await;
     next_place(&mut stream).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_durable_is_accepted_even_if_it_cannot_be_read_back() {
+    let log = TroubledLog::new();
+    let server = Server::start_with(server_config(), log.clone()).await;
+    log.damage(1);
+    let request = IngestRequest {
+        return_event: true,
+        ..gu1_request(gu1_body("1"))
+    };
+    for expected in [IngestStatus::Accepted, IngestStatus::Duplicate] {
+        let answered = server.ingest(request.clone()).await.unwrap();
+        assert_eq!((answered.status(), &answered.event), (expected, &None));
+        assert!(!answered.event_id.is_empty() && !answered.cursor.is_empty());
+    }
 }
 
 #[tokio::test]
