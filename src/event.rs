@@ -56,12 +56,14 @@ pub fn event_id(provider: &str, account: &str, key: &IdempotencyKey) -> Uuid {
     name.uuid(&EVENT_NAMESPACE)
 }
 
-/// The id of an event that corrects another: the UUIDv5 of that one's id and the SHA-256 of the corrected content.
-pub fn correction_id(corrected: Uuid, content_sha256: &[u8; 32]) -> Uuid {
+/// The id of an event that corrects another: the UUIDv5 of that one's id, of the id of the event that was its newest
+/// correction before, and of the SHA-256 of the corrected content.
+pub fn correction_id(corrected: Uuid, before: &str, content_sha256: &[u8; 32]) -> Uuid {
     let mut name = Name5(Vec::with_capacity(128));
     // No provider has this name, so no other event has such an id.
     name.push(b"correction of");
     name.push(corrected.as_bytes());
+    name.push(before.as_bytes());
     name.push(content_sha256);
     name.uuid(&EVENT_NAMESPACE)
 }

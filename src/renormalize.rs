@@ -4,7 +4,11 @@
 //! says counts as a difference; times of receipt, traces and everything that comes from the configuration stay as they
 //! are stored.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -43,6 +47,8 @@ pub struct Renormalization {
     end: Position,
     /// Read, and not looked at yet.
     read: VecDeque<StoredEvent>,
+    /// The newest correction of each event that was corrected; `None` before they have been looked for.
+    corrections: Option<HashMap<Uuid, StoredEvent>>,
     summary: RenormalizeSummary,
     draining: CancellationToken,
     ended: bool,
@@ -60,6 +66,16 @@ pub enum EndError {
     /// The server is shutting down.
     #[error("the server is shutting down")]
     Draining,
+}
+
+/// A part of the log.
+enum Block {
+    /// At least one event.
+    Events(Vec<StoredEvent>),
+    /// The next event is damaged.
+    Damaged(Position),
+    /// There is nothing more.
+    End,
 }
 
 /// What a stored delivery is today.
@@ -85,6 +101,7 @@ impl Renormalization {
             position: ingestor.log.start(),
             end: ingestor.log.tail().end(),
             read: VecDeque::new(),
+            corrections: None,
             summary: RenormalizeSummary::default(),
             draining,
             ended: false,
@@ -103,6 +120,9 @@ impl Renormalization {
     }
 
     async fn next_message(&mut self) -> Result<Message, EndError> {
+        if self.corrections.is_none() {
+            self.corrections = Some(self.find_corrections().await?);
+        }
         loop {
             if self.draining.is_cancelled() {
                 return Err(EndError::Draining);
@@ -142,36 +162,62 @@ impl Renormalization {
     }
 
     async fn read_block(&mut self) -> Result<(), ReadError> {
+        match self.block(self.position).await? {
+            Block::Events(events) => self.read = events.into(),
+            Block::Damaged(position) => {
+                self.summary.examined += 1;
+                self.summary.damaged += 1;
+                self.position = position;
+            }
+            Block::End => self.position = self.end,
+        }
+        Ok(())
+    }
+
+    /// What comes after a place.
+    async fn block(&self, after: Position) -> Result<Block, ReadError> {
         // Adapters never wait. Others want this thread too.
         task::yield_now().await;
         let log = &self.ingestor.log;
-        // What is no longer retained by now is nobody's loss.
-        let after = self.position.max(log.start());
-        let mut limit = READ_LIMIT;
-        let mut events = loop {
-            match log.read(after, limit).await {
-                Err(ReadError::NotRetained) if log.start() > after => return Ok(()),
-                Err(ReadError::Damaged { position, .. }) if position.0 == after.0 + 1 => {
-                    self.summary.examined += 1;
-                    self.summary.damaged += 1;
-                    self.position = position;
-                    return Ok(());
+        loop {
+            // What is no longer retained by now is nobody's loss.
+            let after = after.max(log.start());
+            let mut events = match log.read(after, READ_LIMIT).await {
+                Err(ReadError::NotRetained) if log.start() > after => continue,
+                Err(ReadError::Damaged { position, .. }) if position > after => {
+                    return Ok(Block::Damaged(position));
                 }
-                // What comes before it can be read.
-                Err(ReadError::Damaged { position, .. })
-                    if position > after && limit.records > (position.0 - after.0) as usize - 1 =>
-                {
-                    limit.records = (position.0 - after.0) as usize - 1;
-                }
-                events => break events?,
-            }
-        };
-        events.retain(|event| event.position <= self.end);
-        if events.is_empty() {
-            self.position = self.end;
+                events => events?,
+            };
+            events.retain(|event| event.position <= self.end);
+            return Ok(match events.is_empty() {
+                true => Block::End,
+                false => Block::Events(events),
+            });
         }
-        self.read = events.into();
-        Ok(())
+    }
+
+    /// Finds the newest correction of each event that was corrected: that is what counts today.
+    async fn find_corrections(&self) -> Result<HashMap<Uuid, StoredEvent>, EndError> {
+        let mut corrections = HashMap::new();
+        let mut position = self.position;
+        while !self.draining.is_cancelled() {
+            match self.block(position).await? {
+                Block::Events(events) => {
+                    for stored in events {
+                        position = stored.position;
+                        if let Ok(event) = decode(&stored)
+                            && let Ok(corrected) = Uuid::parse_str(&event.corrects_event_id)
+                        {
+                            corrections.insert(corrected, stored);
+                        }
+                    }
+                }
+                Block::Damaged(damaged) => position = damaged,
+                Block::End => return Ok(corrections),
+            }
+        }
+        Err(EndError::Draining)
     }
 
     /// Looks at one event. Says what is different, if anything is.
@@ -192,8 +238,13 @@ impl Renormalization {
             self.summary.without_delivery += 1;
             return Ok(None);
         };
-        match self.today(&event, &delivery).await {
-            Today::Event(today) => self.compare(stored, event, *today, delivery).await,
+        // What is known of it today: the event, or its newest correction.
+        let correction = Uuid::parse_str(&event.event_id)
+            .ok()
+            .and_then(|id| self.corrections.as_ref()?.get(&id));
+        let known = correction.map_or_else(|| Ok(event.clone()), decode)?;
+        match self.today(&known, &delivery).await {
+            Today::Event(today) => self.compare(stored, event, known, *today, delivery).await,
             Today::NoEvent(why) => {
                 self.summary.changed += 1;
                 Ok(Some(RenormalizedEvent {
@@ -233,27 +284,35 @@ impl Renormalization {
         }
     }
 
-    /// Compares an event with what it is today, and has it corrected if that is asked for.
+    /// Compares an event, as it was corrected last, with what it is today, and has it corrected if that is asked for.
     async fn compare(
         &mut self,
         stored: &StoredEvent,
         event: VerificationEvent,
+        known: VerificationEvent,
         today: VerificationEvent,
         delivery: Bytes,
     ) -> Result<Option<RenormalizedEvent>, EndError> {
-        let changes = match event == today {
-            true => Vec::new(),
-            false => diff::changes(&event, &today).map_err(|error| damaged(stored, &error))?,
+        let is_correction = known.event_id != event.event_id;
+        let before = VerificationEvent {
+            // A correction has an id of its own in any case.
+            event_id: match is_correction {
+                true => today.event_id.clone(),
+                false => event.event_id.clone(),
+            },
+            corrects_event_id: String::new(),
+            ..known.clone()
         };
+        let changes = diff::changes(&before, &today).map_err(|error| damaged(stored, &error))?;
         if changes.is_empty() {
             self.summary.unchanged += 1;
             return Ok(None);
         }
-        let corrected = Uuid::parse_str(&event.event_id).map_err(|e| damaged(stored, &e))?;
         self.summary.changed += 1;
         let mut corrected_event_id = String::new();
         if !self.dry_run {
-            let correction = correction(corrected, today, delivery);
+            let corrected = Uuid::parse_str(&event.event_id).map_err(|e| damaged(stored, &e))?;
+            let correction = correction(corrected, &known.event_id, today, delivery);
             corrected_event_id = correction.event_id.to_string();
             self.append(correction).await?;
         }
@@ -318,8 +377,14 @@ fn describe(
     }
 }
 
-/// The event that corrects a stored one. Its id follows from its content, so that the same correction is never made twice.
-fn correction(corrected: Uuid, today: VerificationEvent, delivery: Bytes) -> NewEvent {
+/// The event that corrects a stored one. Its id follows from its content and from what was known before, so that the same
+/// correction is never made twice, and one that was itself corrected can be made again.
+fn correction(
+    corrected: Uuid,
+    before: &str,
+    today: VerificationEvent,
+    delivery: Bytes,
+) -> NewEvent {
     // What differs from walk to walk, or from event to event, is no part of the content.
     let content = VerificationEvent {
         event_id: String::new(),
@@ -331,7 +396,7 @@ fn correction(corrected: Uuid, today: VerificationEvent, delivery: Bytes) -> New
         ..today.clone()
     };
     let content_sha256 = signature::sha256(&content.encode_to_vec());
-    let event_id = event::correction_id(corrected, &content_sha256);
+    let event_id = event::correction_id(corrected, before, &content_sha256);
     let event = VerificationEvent {
         event_id: event_id.to_string(),
         corrects_event_id: corrected.to_string(),

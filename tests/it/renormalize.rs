@@ -235,17 +235,48 @@ async fn a_corrected_event_names_what_it_corrects_and_is_appended_once() {
     let whole = VerificationEvent::decode(whole[0].encoded.to_bytes(true)).unwrap();
     assert_eq!(whole.personal_data, stored.personal_data);
 
-    // Again: the same correction, which is there already. It is not corrected itself.
+    // Again: as it was corrected, it is what it would be today.
     let (again, summary) = renormalize(&server, for_real()).await;
-    assert_eq!(again, changed);
+    assert_eq!(again, []);
     let expected = RenormalizeSummary {
         examined: 2,
-        changed: 1,
+        unchanged: 1,
         corrections: 1,
         ..Default::default()
     };
     assert_eq!(summary, expected);
     assert_eq!(log.tail().end(), Position(2));
+}
+
+#[tokio::test]
+async fn a_wrong_correction_is_corrected_and_one_that_was_right_can_be_made_again() {
+    let log = memory_log();
+    let server = serve(&log).await;
+    let gu1 = fixture_source("gu1");
+    let stored = store_misread(&log, &gu1, rejected(), |_| {}).await;
+    let delivery = log.delivery(Position(1)).await.unwrap().unwrap();
+    // A bad version has "corrected" what was right, twice, with a good one in between.
+    for (id, position) in [(1001, 2), (1002, 4)] {
+        let mut wrong = VerificationEvent {
+            event_id: Uuid::from_u128(id).to_string(),
+            corrects_event_id: stored.event_id.clone(),
+            ..stored.clone()
+        };
+        verification(&mut wrong).outcome = Outcome::Waived.into();
+        append(&log, wrong, delivery.clone()).await;
+        assert_eq!(log.tail().end(), Position(position));
+        let (changed, summary) = renormalize(&server, for_real()).await;
+        let expected = [(
+            "verification.outcome",
+            "\"OUTCOME_WAIVED\"",
+            "\"OUTCOME_REJECTED\"",
+        )];
+        assert_eq!(changes(&changed[0]), expected);
+        assert_eq!(summary.appended, 1);
+        assert_eq!(log.tail().end(), Position(position + 1));
+        let (_, summary) = renormalize(&server, for_real()).await;
+        assert_eq!((summary.unchanged, summary.changed), (1, 0));
+    }
 }
 
 #[tokio::test]
@@ -275,14 +306,13 @@ async fn an_event_that_would_have_another_id_is_told_and_corrected_once() {
     })
     .await;
     let server = serve(&log).await;
-    for (appended, end) in [(1, Position(2)), (0, Position(2))] {
-        let (changed, summary) = renormalize(&server, for_real()).await;
-        assert_eq!(changed[0].event_id, old_id);
-        let changes = changes(&changed[0]);
-        assert_eq!((changes.len(), changes[0].0), (1, "event_id"));
-        assert_eq!(summary.appended, appended);
-        assert_eq!(log.tail().end(), end);
-    }
+    let (changed, summary) = renormalize(&server, for_real()).await;
+    assert_eq!(changed[0].event_id, old_id);
+    let changes = changes(&changed[0]);
+    assert_eq!((changes.len(), changes[0].0), (1, "event_id"));
+    assert_eq!((summary.appended, log.tail().end()), (1, Position(2)));
+    let (_, summary) = renormalize(&server, for_real()).await;
+    assert_eq!((summary.unchanged, log.tail().end()), (1, Position(2)));
 }
 
 #[tokio::test]
