@@ -1,14 +1,16 @@
 //! The way of one webhook: find the source, verify, decrypt, normalize, append, answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread};
 
 use jiff::Timestamp;
 use prost::Message;
 use prost_types::Timestamp as ProtoTimestamp;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::{
+    allowance::Allowance,
     delivery,
     error::Code,
     event::{self, NORMALIZER_VERSION},
@@ -27,9 +29,16 @@ use crate::{
     source::Source,
 };
 
+/// How many deliveries that are not genuine a source keeps at once, and how many more with each second. Whoever can call
+/// can send as many as they like, and each costs as much as a genuine one.
+const KEPT_AT_ONCE: u32 = 100;
+const KEPT_PER_SECOND: u32 = 20;
+
 /// Takes webhooks and puts events into the log.
 pub struct Ingestor {
     sources: Vec<Arc<Source>>,
+    /// For each source, how many deliveries that are not genuine it may still keep.
+    keeping: Vec<Allowance>,
     pub(crate) log: Arc<dyn EventLog>,
 }
 
@@ -113,7 +122,12 @@ pub(crate) enum Settled {
 impl Ingestor {
     /// Takes webhooks of these sources.
     pub fn new(sources: Vec<Arc<Source>>, log: Arc<dyn EventLog>) -> Self {
-        Self { sources, log }
+        let allowance = |_| Allowance::new(KEPT_AT_ONCE, KEPT_PER_SECOND);
+        Self {
+            keeping: sources.iter().map(allowance).collect(),
+            sources,
+            log,
+        }
     }
 
     /// The sources, in the order of the configuration.
@@ -134,7 +148,9 @@ impl Ingestor {
         let source = self
             .source(provider, account)
             .ok_or(IngestError::SourceNotFound)?;
+        let panics = PanicCount(source);
         let ended = self.take(source, webhook, received_at, trace).await;
+        drop(panics);
         count(source, &ended);
         ended
     }
@@ -160,7 +176,10 @@ impl Ingestor {
             Ok(webhook) => webhook,
             Err(error) => {
                 if let Some(webhook) = kept {
-                    self.keep(source, &webhook, received_at, &error).await;
+                    match self.keep(source, &webhook, received_at, &error).await {
+                        true => source.counts.unverified_kept.increment(),
+                        false => source.counts.unverified_dropped.increment(),
+                    }
                 }
                 return Err(IngestError::Signature(error));
             }
@@ -221,25 +240,30 @@ impl Ingestor {
         let delivery = delivery::genuine(source, webhook, received_at);
         let quarantined = quarantined(delivery, received_at, doubt, webhook.content_sha256());
         let id = quarantined.id;
+        self.log.quarantine(quarantined).await?;
         warn!(
             provider.name = source.provider.name(),
             quarantine.id = %id,
             quarantine.reason = reason.as_str_name(),
             "a genuine delivery is quarantined"
         );
-        self.log.quarantine(quarantined).await?;
         Ok(id)
     }
 
-    /// Keeps a webhook that was not proved genuine, as far as there is room. The caller is not told: whoever forges
-    /// webhooks must not learn what we do with them.
+    /// Keeps a webhook that was not proved genuine, as far as there is room and not too many come at once, and says whether
+    /// it did. The caller is not told: whoever forges webhooks must not learn what we do with them.
     async fn keep(
         &self,
-        source: &Source,
+        source: &Arc<Source>,
         webhook: &RawWebhook,
         received_at: ProtoTimestamp,
         error: &VerifyError,
-    ) {
+    ) -> bool {
+        let mut of_source = self.sources.iter().zip(&self.keeping);
+        let allowance = of_source.find(|(known, _)| Arc::ptr_eq(known, source));
+        if !allowance.is_some_and(|(_, allowance)| allowance.take(Instant::now())) {
+            return false;
+        }
         let doubt = Doubt {
             reason: QuarantineReason::Unverified,
             detail: error.to_string(),
@@ -247,13 +271,23 @@ impl Ingestor {
         let delivery = delivery::unverified(source, webhook, received_at);
         let sha256 = delivery::sha256(&delivery);
         let quarantined = quarantined(delivery, received_at, doubt, &sha256);
-        match self.log.quarantine(quarantined).await {
-            Ok(()) => source.counts.unverified_kept.increment(),
-            Err(error) => warn!(
-                provider.name = source.provider.name(),
-                %error,
-                "a delivery that is not genuine could not be kept"
-            ),
+        let kept = self.log.quarantine(quarantined).await;
+        if let Err(error) = &kept {
+            let provider = source.provider.name();
+            debug!(provider.name = provider, %error, "a delivery that is not genuine could not be kept");
+        }
+        kept.is_ok()
+    }
+}
+
+/// Counts a delivery whose adapter panics. It is answered as one that could not be stored: only when the provider sends it
+/// again, to a version that is mended, is the evidence kept.
+struct PanicCount<'s>(&'s Source);
+
+impl Drop for PanicCount<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.counts.failed.increment();
         }
     }
 }
@@ -319,7 +353,8 @@ fn count(source: &Source, ended: &Result<Outcome, IngestError>) {
         }
         Err(IngestError::Append(error)) => {
             counts.log_unavailable.increment();
-            warn!(provider.name = provider, %error, "delivery not stored");
+            // The log tells its trouble itself, once.
+            debug!(provider.name = provider, %error, "delivery not stored");
         }
         Err(IngestError::SourceNotFound) => {}
     }

@@ -9,6 +9,7 @@
 //! - [`provider`]: how each provider signs, and what its words mean in ours.
 //! - [`source`]: the configured sources, with their secrets.
 //! - `delivery`: the evidence behind each event, as it is stored.
+//! - `allowance`: how often something may be done.
 //! - [`ingest`]: the way of one webhook, from its bytes to its answer.
 //! - [`redrive`]: the way out of the quarantine.
 //! - [`renormalize`]: what the stored deliveries would become today.
@@ -21,6 +22,7 @@
 //! - [`http_file`]: webhooks in files.
 //! - [`cli`]: the commands.
 
+mod allowance;
 pub mod cli;
 pub mod config;
 mod delivery;

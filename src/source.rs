@@ -97,8 +97,12 @@ pub struct Counts {
     pub signature_invalid: Count,
     /// Not genuine, and kept all the same. Counted among `signature_invalid` too.
     pub unverified_kept: Count,
+    /// Not genuine, and not kept, although the source keeps them. Counted among `signature_invalid` too.
+    pub unverified_dropped: Count,
     /// Genuine, but not stored.
     pub log_unavailable: Count,
+    /// Not taken, because verdict failed over it: a bug of ours.
+    pub failed: Count,
 }
 
 /// A number that only grows.

@@ -230,7 +230,9 @@ fn info(source: &Source) -> SourceInfo {
         ignored,
         signature_invalid,
         unverified_kept,
+        unverified_dropped,
         log_unavailable,
+        failed,
     } = counts;
     SourceInfo {
         provider: provider.name().to_owned(),
@@ -256,7 +258,9 @@ fn info(source: &Source) -> SourceInfo {
             ignored: ignored.get(),
             signature_invalid: signature_invalid.get(),
             unverified_kept: unverified_kept.get(),
+            unverified_dropped: unverified_dropped.get(),
             log_unavailable: log_unavailable.get(),
+            failed: failed.get(),
         }),
     }
 }

@@ -10,12 +10,15 @@ use verdict::{
         ListQuarantinedRequest, ListSourcesRequest, Outcome, QuarantineReason,
         get_delivery_request::Target, verification_event::Detail,
     },
-    provider::jwe,
+    provider::{
+        NormalizeError, Normalized, Provider, Sample, VerifiedWebhook, jwe, signature::Scheme,
+    },
+    source::Source,
 };
 
 use crate::support::{
-    Server, embedded_log, fixture_source, from_earliest, gu1_body, gu1_request, next_event, reason,
-    request, server_config, sign,
+    Server, embedded_log, fixture_source, from_earliest, gu1_body, gu1_request, memory_log,
+    next_event, reason, request, server_config, sign,
 };
 
 async fn delivery(server: &Server, target: Target) -> Delivery {
@@ -533,4 +536,44 @@ async fn many_webhooks_at_once_get_places_of_their_own() {
     }
     assert_eq!(cursors.len(), 200);
     assert_eq!(server.log.tail().end().0, 200);
+}
+
+/// An adapter with a bug.
+#[derive(Debug)]
+struct Panicking;
+
+impl Provider for Panicking {
+    fn name(&self) -> &'static str {
+        "gu1"
+    }
+
+    fn schemes(&self) -> &'static [Scheme] {
+        fixture_source("gu1").provider.schemes()
+    }
+
+    fn normalize(&self, _webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
+        panic!("a bug of the adapter")
+    }
+
+    fn samples(&self) -> &'static [Sample] {
+        &[]
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_that_we_fail_over_is_to_be_sent_again_and_is_counted() {
+    let source = Source {
+        provider: &Panicking,
+        ..fixture_source("gu1")
+    };
+    let server = Server::start_from(vec![source], server_config(), memory_log()).await;
+    let failed = server.ingest(gu1_request(gu1_body("1"))).await.unwrap_err();
+    assert_eq!(reason(&failed), "LOG_UNAVAILABLE");
+    let sources = server
+        .admin
+        .clone()
+        .list_sources(ListSourcesRequest {})
+        .await;
+    let counts = sources.unwrap().into_inner().sources[0].counts.unwrap();
+    assert_eq!((counts.failed, counts.log_unavailable), (1, 0));
 }

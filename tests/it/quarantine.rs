@@ -1,6 +1,6 @@
 //! The two quarantines from outside: what comes in, what is listed, and the two ways out.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -221,6 +221,30 @@ async fn what_is_not_genuine_is_kept_where_asked_for_and_nobody_is_told() {
     let counts = gu1.unwrap().counts.unwrap();
     assert_eq!((counts.signature_invalid, counts.unverified_kept), (2, 2));
     assert_eq!(counts.quarantined, 0);
+}
+
+#[tokio::test]
+async fn of_many_forged_calls_only_some_are_kept() {
+    const CALLS: u64 = 400;
+    let server = serve(keeping(), &memory_log()).await;
+    let begun = Instant::now();
+    for number in 0..CALLS {
+        let mut forged = gu1_request(gu1_body("1"));
+        forged.payload = gu1_body(&number.to_string()).into();
+        forged.headers[0].value = "00".repeat(32);
+        server.ingest(forged).await.unwrap_err();
+    }
+    let seconds = begun.elapsed().as_secs() + 1;
+    let mut admin = server.admin.clone();
+    let sources = admin.list_sources(ListSourcesRequest {}).await.unwrap();
+    let sources = sources.into_inner().sources;
+    let gu1 = sources.iter().find(|source| source.provider == "gu1");
+    let counts = gu1.unwrap().counts.unwrap();
+    assert_eq!(counts.signature_invalid, CALLS);
+    let (kept, dropped) = (counts.unverified_kept, counts.unverified_dropped);
+    assert_eq!(kept + dropped, CALLS);
+    assert!((100..=100 + 20 * seconds).contains(&kept), "{kept}");
+    assert_eq!(server.log.stats().unverified.deliveries, kept);
 }
 
 #[tokio::test]

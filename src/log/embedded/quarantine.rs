@@ -220,8 +220,11 @@ impl Quarantine {
         if let Some(max) = self.limits.max_deliveries {
             let mut present = self.view.present();
             let excess = present.stats.deliveries.saturating_sub(max);
-            let last = present.by_sequence.keys().take(excess as usize).last();
-            if let Some(last) = last.copied() {
+            let last_of_them = excess.checked_sub(1).and_then(|number| {
+                let mut sequences = present.by_sequence.keys();
+                sequences.nth(number as usize).copied()
+            });
+            if let Some(last) = last_of_them {
                 present.drop_through(last);
             }
         }
