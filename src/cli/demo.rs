@@ -74,7 +74,7 @@ pub(super) async fn run(Args {}: Args) -> Result<(), CliError> {
         printer.await.map_err(CliError::failed)??;
         return Err(CliError::failed("the stream ended before its last event"));
     }
-    anstream::println!("{}", tally.line());
+    output::print(tally.line());
 
     // The printer ends with the stream, and the stream with the server.
     stop.cancel();
@@ -126,11 +126,11 @@ async fn print_stream(mut client: Client, printed: watch::Sender<usize>) -> Resu
     };
     let stream = client.subscribe(subscribe).await;
     let mut stream = stream.map_err(|status| failure(&status))?.into_inner();
-    anstream::println!("{}", output::event_head());
+    output::print(output::event_head());
     while let Some(response) = stream.message().await.map_err(|status| failure(&status))? {
         if let Some(SubscribeMessage::Event(event)) = response.message {
             let event = VerificationEvent::decode(event).map_err(CliError::failed)?;
-            anstream::println!("{}", output::event_row(&event));
+            output::print(output::event_row(&event));
             printed.send_modify(|printed| *printed += 1);
         }
     }

@@ -154,6 +154,6 @@ async fn run(command: Command) -> Result<(), CliError> {
 }
 
 fn report(error: &CliError) -> ExitCode {
-    anstream::eprintln!("error: {error}");
+    output::complain(&format!("error: {error}"));
     error.exit_code()
 }

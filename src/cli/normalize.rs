@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use super::{CliError, ConfigArg, output::Format, send};
+use super::{
+    CliError, ConfigArg,
+    output::{self, Format},
+    send,
+};
 use crate::{
     config::DEFAULT_ACCOUNT,
-    event::{self},
-    http_file, ingest,
+    event, http_file, ingest,
     proto::Environment,
     provider::{self, ALLOW_PLAINTEXT, Headers, Normalized, Provider, RawWebhook, VerifiedWebhook},
     source::{Counts, Source},
@@ -69,11 +72,10 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         Ok(Normalized::Event(normalized)) => {
             let id = event::event_id(&args.provider, &args.account, &normalized.key);
             let event = ingest::describe(&source, &webhook, id, normalized.event);
-            let json = match Format::or_detect(args.format) {
-                Format::Table => event::to_pretty_json(&event),
-                Format::Json => event::to_json(&event),
-            };
-            anstream::println!("{}", json.map_err(CliError::failed)?);
+            output::print(match Format::or_detect(args.format) {
+                Format::Table => output::pretty_json(&event)?,
+                Format::Json => output::json(&event)?,
+            });
             Ok(())
         }
     }

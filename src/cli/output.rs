@@ -7,11 +7,16 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
+use prost::{Message, Name};
 use prost_types::Timestamp;
 
-use crate::proto::{
-    Outcome, Reason, ReasonCode, SubjectChangeKind, Verification, VerificationEvent,
-    verification_event::Detail,
+use super::CliError;
+use crate::{
+    event,
+    proto::{
+        Outcome, Reason, ReasonCode, SubjectChangeKind, Verification, VerificationEvent,
+        verification_event::Detail,
+    },
 };
 
 /// How results are printed.
@@ -36,6 +41,47 @@ impl Format {
 /// Prints a line. `false` when nobody reads any more, as in `verdict tail | head`.
 pub(super) fn print(line: impl fmt::Display) -> bool {
     writeln!(anstream::stdout(), "{line}").is_ok()
+}
+
+/// Prints a line for people beside the results.
+pub(super) fn complain(line: &str) {
+    anstream::eprintln!("{}", text(line));
+}
+
+/// A message as JSON on one line.
+pub(super) fn json<M: Message + Name>(message: &M) -> Result<String, CliError> {
+    let json = event::to_json(message).map_err(CliError::failed)?;
+    Ok(escape(&json))
+}
+
+/// A message as indented JSON.
+pub(super) fn pretty_json<M: Message + Name>(message: &M) -> Result<String, CliError> {
+    let json = event::to_pretty_json(message).map_err(CliError::failed)?;
+    Ok(escape(&json))
+}
+
+/// JSON with everything escaped that could steer a terminal. It stands in strings only, but for the line breaks between.
+fn escape(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || !is_steering(c) {
+            escaped.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            escaped.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    escaped
+}
+
+/// Whether a character could steer a terminal, or make text look like another: control characters, those that change the
+/// direction of what follows, and those that nobody sees.
+fn is_steering(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// The head of a table.
@@ -125,12 +171,19 @@ fn columns(
     why: &str,
 ) -> String {
     let subject = clip(subject);
+    let provider = clip(provider);
     format!("{time:<10} {provider:<9} {style}{what:<17}{style:#} {subject:<36} {why}")
 }
 
 /// Text from outside: nothing in it may steer the terminal.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
+    text.chars().filter(|c| !is_steering(*c)).collect()
+}
+
+/// Text of several lines from outside: nothing in it may steer the terminal either.
+pub(super) fn text(text: &str) -> String {
+    let shown = |c: &char| matches!(c, '\n' | '\t') || !is_steering(*c);
+    text.chars().filter(shown).collect()
 }
 
 /// Text from outside that fits a column.
@@ -174,4 +227,29 @@ fn outcome_style(outcome: Outcome) -> Style {
         _ => AnsiColor::Yellow,
     };
     Style::new().fg_color(Some(color.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::proto::SourceInfo;
+
+    #[test]
+    fn nothing_that_is_printed_steers_a_terminal() {
+        let text = "a\u{1b}[31m\u{7f}\u{9b}2J\u{202e}b\u{200b}\u{feff}\u{e0041}\r\nç";
+        let message = SourceInfo {
+            provider: text.to_owned(),
+            ..Default::default()
+        };
+        for json in [json(&message).unwrap(), pretty_json(&message).unwrap()] {
+            let raw = json.chars().find(|c| *c != '\n' && is_steering(*c));
+            assert_eq!(raw, None, "{json}");
+            let parsed: Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(parsed["provider"], text);
+        }
+        assert_eq!(plain(text), "a[31m2Jbç");
+        assert_eq!(super::text(text), "a[31m2Jb\nç");
+    }
 }

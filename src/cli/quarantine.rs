@@ -9,15 +9,11 @@ use super::{
     client::{EndpointArg, failure},
     output::{self, Format},
 };
-use crate::{
-    event,
-    proto::{
-        Delivery, DiscardQuarantinedRequest, DiscardQuarantinedResponse, GetDeliveryRequest,
-        IngestStatus, ListQuarantinedRequest, QuarantineFilter, QuarantineReason,
-        QuarantinedDelivery, RedriveRequest, RedriveResponse, RedrivenDelivery,
-        admin_service_client::AdminServiceClient, discard_quarantined_request,
-        get_delivery_request, redrive_request,
-    },
+use crate::proto::{
+    Delivery, DiscardQuarantinedRequest, DiscardQuarantinedResponse, GetDeliveryRequest,
+    IngestStatus, ListQuarantinedRequest, QuarantineFilter, QuarantineReason, QuarantinedDelivery,
+    RedriveRequest, RedriveResponse, RedrivenDelivery, admin_service_client::AdminServiceClient,
+    discard_quarantined_request, get_delivery_request, redrive_request,
 };
 
 type Client = AdminServiceClient<Channel>;
@@ -210,7 +206,7 @@ async fn list(args: ListArgs) -> Result<(), CliError> {
         let page = page.map_err(|status| failure(&status))?.into_inner();
         for quarantined in &page.quarantined {
             let line = match format {
-                Format::Json => event::to_json(quarantined).map_err(CliError::failed)?,
+                Format::Json => output::json(quarantined)?,
                 Format::Table => row(quarantined),
             };
             if !output::print(line) {
@@ -250,7 +246,7 @@ async fn show(args: ShowArgs) -> Result<(), CliError> {
     match format {
         Format::Json => {
             summary.delivery = args.payload.then_some(delivery);
-            let json = event::to_json(&summary).map_err(CliError::failed)?;
+            let json = output::json(&summary)?;
             output::print(json);
         }
         Format::Table => {
@@ -333,9 +329,7 @@ fn content(delivery: &Delivery) -> String {
     }
     content.push('\n');
     let body = String::from_utf8_lossy(&delivery.payload);
-    let shown = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
-    content.extend(body.chars().filter(shown));
-    content
+    content + &output::text(&body)
 }
 
 async fn redrive(args: RedriveArgs) -> Result<(), CliError> {
@@ -379,7 +373,7 @@ struct Failures(usize);
 impl Failures {
     fn report(&mut self, id: Uuid, status: &Status) {
         self.0 += 1;
-        anstream::eprintln!("{id}: {}", failure(status));
+        output::complain(&format!("{id}: {}", failure(status)));
     }
 
     fn end(self, of: usize) -> Result<(), CliError> {
@@ -408,7 +402,7 @@ impl Tally {
                 IngestStatus::Quarantined | IngestStatus::Unspecified => self.left += 1,
             }
             output::print(match format {
-                Format::Json => event::to_json(redriven).map_err(CliError::failed)?,
+                Format::Json => output::json(redriven)?,
                 Format::Table => redriven_row(redriven),
             });
         }
@@ -472,9 +466,7 @@ async fn discard(args: DiscardArgs) -> Result<(), CliError> {
         discarded = response.into_inner().discarded;
     }
     output::print(match format {
-        Format::Json => {
-            event::to_json(&DiscardQuarantinedResponse { discarded }).map_err(CliError::failed)?
-        }
+        Format::Json => output::json(&DiscardQuarantinedResponse { discarded })?,
         Format::Table => format!("{discarded} deliveries discarded"),
     });
     failures.end(args.which.ids.len())

@@ -8,12 +8,9 @@ use super::{
     filter::FilterArgs,
     output::{self, Format},
 };
-use crate::{
-    event,
-    proto::{
-        FieldChange, RenormalizeRequest, RenormalizeSummary, RenormalizedEvent,
-        admin_service_client::AdminServiceClient, renormalize_response::Message,
-    },
+use crate::proto::{
+    FieldChange, RenormalizeRequest, RenormalizeSummary, RenormalizedEvent,
+    admin_service_client::AdminServiceClient, renormalize_response::Message,
 };
 
 /// Runs every stored delivery through the current adapters again.
@@ -27,6 +24,10 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
 
+    /// Do it. Needed without --dry-run.
+    #[arg(long, conflicts_with = "dry_run")]
+    yes: bool,
+
     #[command(flatten)]
     filter: FilterArgs,
 
@@ -39,6 +40,11 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), CliError> {
+    if !args.dry_run && !args.yes {
+        return Err(CliError::Usage(
+            "this appends a corrected event for each one that differs; look with --dry-run first, then add --yes".to_owned(),
+        ));
+    }
     let format = Format::or_detect(args.format);
     let mut client = AdminServiceClient::new(args.server.connect().await?);
     let request = RenormalizeRequest {
@@ -50,7 +56,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let mut totals = Totals::default();
     while let Some(response) = stream.message().await.map_err(|status| failure(&status))? {
         let text = match (format, &response.message) {
-            (Format::Json, _) => event::to_json(&response).map_err(CliError::failed)?,
+            (Format::Json, _) => output::json(&response)?,
             (Format::Table, Some(Message::Changed(event))) => {
                 totals.add(event);
                 lines(event)

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use super::{
     CliError, ConfigArg,
     client::{EndpointArg, failure},
-    output::Format,
+    output::{self, Format},
 };
 use crate::{
     config::DEFAULT_ACCOUNT,
-    event, http_file,
+    http_file,
     proto::{Header, IngestRequest, IngestStatus, verdict_service_client::VerdictServiceClient},
     provider::{RawWebhook, jwe},
     source::Source,
@@ -77,15 +77,14 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let status = response.status();
     match Format::or_detect(args.format) {
         Format::Json => {
-            let json = event::to_json(&response).map_err(CliError::failed)?;
-            anstream::println!("{json}");
+            let json = output::json(&response)?;
+            output::print(json);
         }
-        Format::Table => anstream::println!(
-            "{} {}{}",
-            status.as_str_name().trim_start_matches("INGEST_STATUS_"),
-            response.event_id,
-            response.quarantine_id
-        ),
+        Format::Table => {
+            let status = output::short(status.as_str_name(), "INGEST_STATUS_");
+            let id = format!("{}{}", response.event_id, response.quarantine_id);
+            output::print(format!("{status} {}", output::plain(&id)));
+        }
     }
     match status {
         IngestStatus::Quarantined => Err(CliError::Quarantined(

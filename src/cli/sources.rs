@@ -3,12 +3,9 @@
 use super::{
     CliError,
     client::{EndpointArg, failure},
-    output::Format,
+    output::{self, Format},
 };
-use crate::{
-    event,
-    proto::{ListSourcesRequest, SourceInfo, admin_service_client::AdminServiceClient},
-};
+use crate::proto::{ListSourcesRequest, SourceInfo, admin_service_client::AdminServiceClient};
 
 /// Lists the sources of a running server, with how their deliveries have ended since it started.
 #[derive(Debug, clap::Args)]
@@ -31,23 +28,18 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     match Format::or_detect(args.format) {
         Format::Json => {
             for source in &sources {
-                let json = event::to_json(source).map_err(CliError::failed)?;
-                anstream::println!("{json}");
+                let json = output::json(source)?;
+                output::print(json);
             }
         }
         Format::Table => {
-            anstream::println!(
-                "{:<24} {:<28} {:>9} {:>9} {:>11} {:>8} {:>9}",
-                "SOURCE",
-                "SCHEMES",
-                "ACCEPTED",
-                "DUPLICATE",
-                "QUARANTINED",
-                "IGNORED",
-                "REFUSED"
+            let head = format!(
+                "{:<24} {:<28} {:>9} {:>9} {:>11} {:>8} {:>9} KEEPS",
+                "SOURCE", "SCHEMES", "ACCEPTED", "DUPLICATE", "QUARANTINED", "IGNORED", "REFUSED"
             );
+            output::print(output::head(&head));
             for source in &sources {
-                anstream::println!("{}", row(source));
+                output::print(row(source));
             }
         }
     }
@@ -57,13 +49,20 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
 fn row(source: &SourceInfo) -> String {
     let name = format!("{}/{}", source.provider, source.account);
     let schemes = source.signature_schemes.join(" ");
+    let (name, schemes) = (output::plain(&name), output::plain(&schemes));
     let counts = source.counts.unwrap_or_default();
-    format!(
-        "{name:<24} {schemes:<28} {:>9} {:>9} {:>11} {:>8} {:>9}",
+    // What a source does with deliveries that are not genuine.
+    let keeps = match source.keep_unverified {
+        true => "unverified",
+        false => "",
+    };
+    let row = format!(
+        "{name:<24} {schemes:<28} {:>9} {:>9} {:>11} {:>8} {:>9} {keeps}",
         counts.accepted,
         counts.duplicate,
         counts.quarantined,
         counts.ignored,
         counts.signature_invalid
-    )
+    );
+    row.trim_end().to_owned()
 }

@@ -5,12 +5,9 @@ use super::{
     client::{EndpointArg, failure},
     output::{self, Format},
 };
-use crate::{
-    event,
-    proto::{
-        ConsumerStatus, GetStatusRequest, GetStatusResponse, QuarantineStatus,
-        admin_service_client::AdminServiceClient,
-    },
+use crate::proto::{
+    ConsumerStatus, GetStatusRequest, GetStatusResponse, QuarantineStatus,
+    admin_service_client::AdminServiceClient,
 };
 
 /// Tells how a running server is: what its log holds, how far each consumer lags, how full the quarantines are.
@@ -33,10 +30,12 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         .into_inner();
     match Format::or_detect(args.format) {
         Format::Json => {
-            let json = event::to_json(&response).map_err(CliError::failed)?;
-            anstream::println!("{json}");
+            let json = output::json(&response)?;
+            output::print(json);
         }
-        Format::Table => anstream::println!("{}", table(response)),
+        Format::Table => {
+            output::print(table(response));
+        }
     }
     Ok(())
 }
@@ -50,7 +49,7 @@ fn table(status: GetStatusResponse) -> String {
     let mut lines = vec![
         format!(
             "verdict {}, running since {}",
-            status.version,
+            output::plain(&status.version),
             output::time(status.started_at)
         ),
         format!(
@@ -59,7 +58,11 @@ fn table(status: GetStatusResponse) -> String {
             output::size(log.size_bytes),
             log.format
         ),
-        format!("cursors     {} to {}", log.first_cursor, log.last_cursor),
+        format!(
+            "cursors     {} to {}",
+            output::plain(&log.first_cursor),
+            output::plain(&log.last_cursor)
+        ),
         format!("quarantine  {}", quarantine(status.quarantine)),
         format!("unverified  {}", quarantine(status.unverified)),
     ];

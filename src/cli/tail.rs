@@ -12,12 +12,9 @@ use super::{
     filter::FilterArgs,
     output::{self, Format},
 };
-use crate::{
-    event,
-    proto::{
-        Earliest, Latest, SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
-        subscribe_request::Start, verdict_service_client::VerdictServiceClient,
-    },
+use crate::proto::{
+    Earliest, Latest, SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
+    subscribe_request::Start, verdict_service_client::VerdictServiceClient,
 };
 
 /// Follows the stream of events.
@@ -63,7 +60,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let mut request = request(args);
     let mut channel = server.connect().await?;
     if format == Format::Table {
-        anstream::println!("{}", output::event_head());
+        output::print(output::event_head());
     }
     let mut delay = FIRST_DELAY;
     loop {
@@ -113,7 +110,7 @@ fn line(response: &SubscribeResponse, format: Format) -> Result<Option<String>, 
     };
     let unreadable = |error: &dyn std::fmt::Display| Status::data_loss(error.to_string());
     Ok(Some(match format {
-        Format::Json => event::to_json(response).map_err(|error| unreadable(&error))?,
+        Format::Json => output::json(response).map_err(|error| unreadable(&error))?,
         Format::Table => {
             let event =
                 VerificationEvent::decode(event.clone()).map_err(|error| unreadable(&error))?;

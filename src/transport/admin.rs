@@ -219,7 +219,7 @@ fn info(source: &Source) -> SourceInfo {
         secrets,
         decryption_keys,
         tolerance,
-        keep_unverified: _,
+        keep_unverified,
         options: _,
         counts,
     } = source;
@@ -251,6 +251,7 @@ fn info(source: &Source) -> SourceInfo {
             .map(|key| key.id().to_owned())
             .collect(),
         tolerance_seconds: u32::try_from(tolerance.as_secs()).unwrap_or(u32::MAX),
+        keep_unverified: *keep_unverified,
         counts: Some(OutcomeCounts {
             accepted: accepted.get(),
             duplicate: duplicate.get(),

@@ -646,7 +646,11 @@ async fn the_log_is_normalized_again_with_a_diff_for_people_and_programs() {
     let other = ["renormalize", "--dry-run", "--provider", "fyatu"];
     let other = json_lines(&run_at(&server, &other).await);
     assert_eq!(other.len(), 1);
-    let appended = json_lines(&run_at(&server, &["renormalize"]).await);
+    let unsure = run_at(&server, &["renormalize"]).await;
+    assert_eq!(unsure.status.code(), Some(2));
+    assert!(stderr(&unsure).contains("--dry-run") && stderr(&unsure).contains("--yes"));
+    assert_eq!(log.tail().end().0, 3);
+    let appended = json_lines(&run_at(&server, &["renormalize", "--yes"]).await);
     assert_eq!(appended.len(), 3);
     assert!(appended[0]["changed"]["corrected_event_id"].is_string());
     assert_eq!(appended[2]["summary"]["appended"], "2");

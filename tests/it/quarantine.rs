@@ -217,6 +217,7 @@ async fn what_is_not_genuine_is_kept_where_asked_for_and_nobody_is_told() {
     let mut admin = keeping.admin.clone();
     let sources = admin.list_sources(ListSourcesRequest {}).await.unwrap();
     let sources = sources.into_inner().sources;
+    assert!(sources.iter().all(|source| source.keep_unverified));
     let gu1 = sources.iter().find(|source| source.provider == "gu1");
     let counts = gu1.unwrap().counts.unwrap();
     assert_eq!((counts.signature_invalid, counts.unverified_kept), (2, 2));
