@@ -32,9 +32,13 @@ impl EndpointArg {
     }
 }
 
+/// The reason of a server's error, if it gives one.
+pub(super) fn reason(status: &Status) -> Option<String> {
+    status.get_details_error_info().map(|info| info.reason)
+}
+
 /// A server's error in one line: the reason, if it gives one, and the message.
 pub(super) fn failure(status: &Status) -> CliError {
-    let reason = status.get_details_error_info().map(|info| info.reason);
-    let reason = reason.unwrap_or_else(|| format!("{:?}", status.code()));
+    let reason = reason(status).unwrap_or_else(|| format!("{:?}", status.code()));
     CliError::Failed(format!("{reason}: {}", status.message()))
 }

@@ -5,6 +5,7 @@
 
 mod check_config;
 mod client;
+mod consumers;
 mod demo;
 mod filter;
 mod normalize;
@@ -53,6 +54,7 @@ enum Command {
     Normalize(normalize::Args),
     Quarantine(quarantine::Args),
     Renormalize(renormalize::Args),
+    Consumers(consumers::Args),
     Sources(sources::Args),
     Status(status::Args),
     CheckConfig(check_config::Args),
@@ -147,6 +149,7 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Normalize(args) => normalize::run(args),
         Command::Quarantine(args) => quarantine::run(args).await,
         Command::Renormalize(args) => renormalize::run(args).await,
+        Command::Consumers(args) => consumers::run(args).await,
         Command::Sources(args) => sources::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::CheckConfig(args) => check_config::run(args),

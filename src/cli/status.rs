@@ -67,9 +67,8 @@ fn table(status: GetStatusResponse) -> String {
         format!("unverified  {}", quarantine(status.unverified)),
     ];
     if !status.consumers.is_empty() {
-        let head = format!("\n{:<36} {:>12} COMMITTED", "CONSUMER", "LAG");
-        lines.push(output::head(&head));
-        lines.extend(status.consumers.iter().map(row));
+        lines.extend([String::new(), consumer_head()]);
+        lines.extend(status.consumers.iter().map(consumer_row));
     }
     lines.join("\n")
 }
@@ -84,7 +83,13 @@ fn quarantine(status: Option<QuarantineStatus>) -> String {
     )
 }
 
-fn row(consumer: &ConsumerStatus) -> String {
+/// The head of the table of consumers.
+pub(super) fn consumer_head() -> String {
+    output::head(&format!("{:<36} {:>12} COMMITTED", "CONSUMER", "LAG"))
+}
+
+/// The row of a consumer.
+pub(super) fn consumer_row(consumer: &ConsumerStatus) -> String {
     format!(
         "{:<36} {:>12} {}",
         output::clip(&consumer.consumer),

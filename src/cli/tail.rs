@@ -5,16 +5,20 @@ use std::time::Duration;
 use prost::Message;
 use tokio::time;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 use super::{
     CliError,
-    client::{EndpointArg, failure},
+    client::{EndpointArg, failure, reason},
     filter::FilterArgs,
     output::{self, Format},
 };
-use crate::proto::{
-    Earliest, Latest, SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
-    subscribe_request::Start, verdict_service_client::VerdictServiceClient,
+use crate::{
+    error,
+    proto::{
+        Committed, Earliest, Latest, SubscribeMessage, SubscribeRequest, SubscribeResponse,
+        VerificationEvent, subscribe_request::Start, verdict_service_client::VerdictServiceClient,
+    },
 };
 
 /// Follows the stream of events.
@@ -23,9 +27,17 @@ use crate::proto::{
 /// after the last event, without a gap.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where to start: earliest, latest, or after a cursor that an earlier line carried.
-    #[arg(long, default_value = "latest", value_name = "earliest|latest|CURSOR")]
+    /// Where to start: earliest, latest, after a cursor that an earlier line carried, or where --consumer has committed.
+    #[arg(
+        long,
+        default_value = "latest",
+        value_name = "earliest|latest|committed|CURSOR"
+    )]
     from: String,
+
+    /// The name of the consumer whose cursor to start after, with --from committed. Nothing is committed.
+    #[arg(long, value_name = "NAME")]
+    consumer: Option<String>,
 
     /// Start at the first event that was received at this time or later, for example 2026-05-04T10:00:00Z.
     #[arg(long, conflicts_with = "from", value_name = "TIME")]
@@ -57,6 +69,10 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let format = Format::or_detect(args.format);
     let server = args.server.clone();
+    if args.from == "committed" && args.consumer.is_none() {
+        let message = "--from committed needs the name of a consumer: --consumer";
+        return Err(CliError::Usage(message.to_owned()));
+    }
     let mut request = request(args);
     let mut channel = server.connect().await?;
     if format == Format::Table {
@@ -67,10 +83,10 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         let before = request.start.clone();
         match follow(VerdictServiceClient::new(channel), &mut request, format).await {
             Ok(()) => return Ok(()),
-            Err(status) if status.code() == Code::Unavailable || status.code() == Code::Unknown => {
+            Err(status) if is_lost(&status) => {
                 anstream::eprintln!("connection lost, connecting again");
             }
-            Err(status) => return Err(failure(&status)),
+            Err(status) => return Err(ended(&status)),
         }
         if request.start != before {
             delay = FIRST_DELAY;
@@ -82,6 +98,28 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
                 break channel;
             }
         };
+    }
+}
+
+/// Whether to connect again: the connection broke, or the server goes away. A log in trouble is something else.
+fn is_lost(status: &Status) -> bool {
+    match reason(status) {
+        Some(reason) => reason == error::Code::Draining.reason(),
+        None => matches!(status.code(), Code::Unavailable | Code::Unknown),
+    }
+}
+
+/// Why the stream ended, and what to do if it began at a place that is not there.
+fn ended(status: &Status) -> CliError {
+    let failure = failure(status);
+    let first = status
+        .get_details_error_info()
+        .and_then(|mut info| info.metadata.remove("first_available"));
+    match first {
+        Some(first) => CliError::Failed(format!(
+            "{failure}; the first cursor that there is: --from {first}"
+        )),
+        None => failure,
     }
 }
 
@@ -124,12 +162,13 @@ fn request(args: Args) -> SubscribeRequest {
         (Some(since), _) => Start::Since(crate::ingest::proto_timestamp(*since)),
         (None, "earliest") => Start::Earliest(Earliest {}),
         (None, "latest") => Start::Latest(Latest {}),
+        (None, "committed") => Start::Committed(Committed {}),
         (None, cursor) => Start::AfterCursor(cursor.to_owned()),
     };
     SubscribeRequest {
         start: Some(start),
         filter: Some(args.filter.into()),
-        consumer: "verdict-tail".to_owned(),
+        consumer: args.consumer.unwrap_or_else(|| "verdict-tail".to_owned()),
         include_personal_data: args.personal_data,
         stop_when_caught_up: args.until_caught_up,
         heartbeat_interval: None,

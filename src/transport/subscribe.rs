@@ -156,7 +156,7 @@ fn commit_error(failed: CommitError) -> Status {
         CommitError::TooMany => status::invalid(
             "consumer",
             format!(
-                "is new, and {failed}; delete one that has gone with AdminService.DeleteConsumer"
+                "is new, and {failed}; forget one that has gone: verdict consumers delete, or AdminService.DeleteConsumer"
             ),
         ),
         CommitError::Append(error) => {

@@ -17,8 +17,9 @@ use verdict::{
     event,
     log::{Commit, Consumer, Position},
     proto::{
-        IngestStatus, Reason, SubscribeMessage, SubscribeResponse, VerificationEvent,
-        verdict_service_client::VerdictServiceClient, verification_event::Detail,
+        CommitCursorRequest, IngestStatus, Reason, SubscribeMessage, SubscribeResponse,
+        VerificationEvent, verdict_service_client::VerdictServiceClient,
+        verification_event::Detail,
     },
 };
 
@@ -29,6 +30,7 @@ use crate::{
         PATIENCE, Server, connect, decode, fixture_source, from_earliest, gu1_body, memory_log,
         next, real_now, server_config,
     },
+    troubled_log::TroubledLog,
 };
 
 fn verdict() -> Command {
@@ -771,5 +773,64 @@ async fn a_subscriber_that_stops_reading_loses_nothing_and_costs_no_memory() {
     assert!(
         seen.into_iter().eq(0..2 * EVENTS),
         "an event is missing or was sent twice"
+    );
+}
+
+#[tokio::test]
+async fn a_consumer_is_listed_followed_and_forgotten() {
+    let server = Server::start().await;
+    let first = server.accept("1").await;
+    let second = server.accept("2").await;
+    let commit = CommitCursorRequest {
+        consumer: "risk".to_owned(),
+        cursor: first.cursor,
+        force: false,
+    };
+    server.client.clone().commit_cursor(commit).await.unwrap();
+    let listed = json_lines(&run_at(&server, &["consumers", "list"]).await);
+    assert_eq!(listed.len(), 1);
+    assert_eq!(
+        (&listed[0]["consumer"], &listed[0]["lag_events"]),
+        (&"risk".into(), &"1".into())
+    );
+    let table = run_at(&server, &["consumers", "list", "--format", "table"]).await;
+    assert!(stdout(&table).contains("risk "), "{}", stdout(&table));
+
+    let tail = ["tail", "--from", "committed", "--until-caught-up"];
+    let unnamed = run_at(&server, &tail).await;
+    assert_eq!(unnamed.status.code(), Some(2));
+    let named = [&tail[..], &["--consumer", "risk"]].concat();
+    let events = json_lines(&run_at(&server, &named).await);
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["event"]["event_id"], *second.event_id);
+
+    let delete = run_at(&server, &["consumers", "delete", "risk", "nobody"]).await;
+    assert!(delete.status.success(), "{}", stderr(&delete));
+    assert!(json_lines(&run_at(&server, &["consumers", "list"]).await).is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_go_on_says_why_and_what_to_do() {
+    let log = TroubledLog::new();
+    let server = Server::start_with(server_config(), log.clone()).await;
+    let mut cursors = Vec::new();
+    for id in ["1", "2", "3"] {
+        cursors.push(server.accept(id).await.cursor);
+    }
+    log.retain_after(2);
+    let late = run_at(&server, &["tail", "--from", &cursors[0]]).await;
+    assert_eq!(late.status.code(), Some(1));
+    let said = stderr(&late);
+    assert!(
+        said.contains("CURSOR_OUT_OF_RANGE") && said.contains(&format!("--from {}", cursors[1])),
+        "{said}"
+    );
+    log.go_away();
+    let gone = run_at(&server, &["tail", "--since", "2025-01-01T00:00:00Z"]).await;
+    assert_eq!(gone.status.code(), Some(1));
+    let said = stderr(&gone);
+    assert!(
+        said.contains("LOG_UNAVAILABLE") && !said.contains("connection lost"),
+        "{said}"
     );
 }
