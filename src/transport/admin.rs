@@ -6,10 +6,9 @@ use futures_util::{Stream, stream};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Shared, admission::Permit, grpc::parse_id, quarantine::not_found, status};
+use super::{Shared, admission::Permit, grpc::parse_id, quarantine::not_found, status, subscribe};
 use crate::{
     event::NORMALIZER_VERSION,
-    filter::Filter,
     ingest::proto_timestamp,
     log::{Consumer, Health, OutOfRange, Position, QuarantineStats, ReadError},
     proto::{
@@ -74,8 +73,7 @@ impl AdminService for Admin {
         // The stream keeps the permit of its call as long as it runs.
         let permit = request.extensions().get::<Permit>().cloned();
         let request = request.into_inner();
-        let filter = Filter::try_from(request.filter.unwrap_or_default())
-            .map_err(|error| status::invalid(error.field, error.description))?;
+        let filter = subscribe::filter(request.filter)?;
         let walk = Renormalization::new(
             Arc::clone(&shared.ingestor),
             filter,

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{Shared, ingest::Call, ingest_stream::IngestStream, status};
 use crate::{
+    config::DEFAULT_ACCOUNT,
     error::Code,
     log::{Cursor, Position, ReadError, StoredEvent},
     proto::{
@@ -139,6 +140,14 @@ impl Shared {
 /// The id in a field of a request.
 pub(super) fn parse_id(field: &str, text: &str) -> Result<Uuid, Status> {
     Uuid::parse_str(text).map_err(|_| status::invalid(field, "is not a UUID"))
+}
+
+/// The account that a request names.
+pub(super) fn account_or_default(account: &str) -> &str {
+    match account {
+        "" => DEFAULT_ACCOUNT,
+        account => account,
+    }
 }
 
 /// The event that was stored.

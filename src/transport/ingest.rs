@@ -7,9 +7,13 @@ use tonic::{Request, Status, metadata::MetadataMap};
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use super::{Shared, admission::Permit, grpc::decode, now, status};
+use super::{
+    Shared,
+    admission::Permit,
+    grpc::{account_or_default, decode},
+    now, status,
+};
 use crate::{
-    config::DEFAULT_ACCOUNT,
     error::Code,
     ingest::{EventPlace, IngestError, Outcome},
     proto::{IngestRequest, IngestResponse, IngestStatus, TraceContext, VerificationEvent},
@@ -59,10 +63,7 @@ impl Shared {
         let received_at = now();
         self.check_limits(&request)?;
         let return_event = request.return_event;
-        let account = match request.account.is_empty() {
-            true => DEFAULT_ACCOUNT.to_owned(),
-            false => request.account,
-        };
+        let account = account_or_default(&request.account).to_owned();
         let webhook = RawWebhook {
             payload: request.payload,
             headers: request

@@ -6,7 +6,7 @@ use tonic::Status;
 use super::{
     Shared,
     grpc::decode,
-    page::{self, List, PAGE_BYTES},
+    page::{self, MAX_SCANNED, PAGE_BYTES, Pages, SCAN_LIMIT},
     status, subscribe,
 };
 use crate::{
@@ -15,24 +15,15 @@ use crate::{
     proto::{EventOrder, ListEventsRequest, ListEventsResponse, ListedEvent},
 };
 
-/// How much of the log is read at once.
-const SCAN_LIMIT: ReadLimit = ReadLimit {
-    records: 256,
-    bytes: PAGE_BYTES,
-};
-
-/// How many events one call looks at. A filter that matches little gets short pages, not long calls.
-const MAX_SCANNED: usize = 10_000;
-
 impl Shared {
     /// One page of events.
     pub(super) async fn list(
         &self,
         request: ListEventsRequest,
     ) -> Result<ListEventsResponse, Status> {
-        let list = match EventOrder::try_from(request.order) {
-            Ok(EventOrder::Unspecified | EventOrder::NewestFirst) => List::NewestFirst,
-            Ok(EventOrder::OldestFirst) => List::OldestFirst,
+        let (pages, oldest_first) = match EventOrder::try_from(request.order) {
+            Ok(EventOrder::Unspecified | EventOrder::NewestFirst) => (Pages::NewestFirst, false),
+            Ok(EventOrder::OldestFirst) => (Pages::OldestFirst, true),
             Err(_) => return Err(status::invalid("order", "is not one of its values")),
         };
         let mut page = Page {
@@ -44,12 +35,12 @@ impl Shared {
             bytes: 0,
             scanned: 0,
         };
-        let start = self.list_start(list, &request.page_token)?;
-        let next = match list {
-            List::OldestFirst => page.fill_from_oldest(start).await?,
-            List::NewestFirst | List::History => page.fill_from_newest(start).await?,
+        let start = self.page_start(pages, &request.page_token)?;
+        let next = match oldest_first {
+            true => page.fill_from_oldest(start).await?,
+            false => page.fill_from_newest(start).await?,
         };
-        let next = next.map(|position| self.list_token(list, position));
+        let next = next.map(|position| self.page_token(pages, position));
         Ok(ListEventsResponse {
             events: page.events,
             next_page_token: next.unwrap_or_default(),

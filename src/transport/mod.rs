@@ -118,8 +118,6 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let draining = CancellationToken::new();
-    #[expect(clippy::disallowed_methods, reason = "the clock of the transport")]
-    let started_at = jiff::Timestamp::now();
     let grace = Duration::from_secs(config.shutdown_grace_seconds);
     let shared = Shared {
         ingestor: Arc::new(Ingestor::new(sources, Arc::clone(&log))),
@@ -130,7 +128,7 @@ pub async fn run(
         ingests: TaskTracker::new(),
         config: Arc::new(config),
         log,
-        started_at,
+        started_at: now(),
         draining: draining.clone(),
     };
     let ingests = shared.ingests.clone();

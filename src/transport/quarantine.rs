@@ -7,14 +7,16 @@ use prost::Message;
 use tonic::Status;
 use uuid::Uuid;
 
-use super::{Shared, grpc::parse_id, status};
+use super::{
+    Shared,
+    grpc::parse_id,
+    page::{self, MAX_SCANNED, PAGE_BYTES, Pages, SCAN_LIMIT},
+    status,
+};
 use crate::{
     error::Code,
     ingest,
-    log::{
-        AppendError, Cursor, EventLog, Position, QuarantineKind, ReadError, ReadLimit,
-        StoredQuarantined,
-    },
+    log::{AppendError, EventLog, QuarantineKind, ReadError, ReadLimit, StoredQuarantined},
     proto::{
         Delivery, DiscardQuarantinedRequest, DiscardQuarantinedResponse, IngestStatus,
         ListQuarantinedRequest, ListQuarantinedResponse, QuarantineFilter, QuarantineReason,
@@ -24,37 +26,18 @@ use crate::{
     redrive::Redriven,
 };
 
-/// Roughly the most that one response holds: callers take 4 MiB by default.
-const PAGE_BYTES: usize = 1 << 20;
-
-/// How much of a quarantine is read at once.
-const SCAN_LIMIT: ReadLimit = ReadLimit {
-    records: 256,
-    bytes: PAGE_BYTES,
-};
-
-/// How many deliveries one call looks at.
-const MAX_SCANNED: usize = 10_000;
-
 /// How many deliveries one call redrives. Each of them waits for the disk.
 const MAX_REDRIVEN: usize = 500;
-
-const DEFAULT_PAGE_SIZE: usize = 50;
-const MAX_PAGE_SIZE: usize = 1000;
 
 impl Shared {
     pub(super) async fn list_quarantined(
         &self,
         request: ListQuarantinedRequest,
     ) -> Result<ListQuarantinedResponse, Status> {
-        let page_size = match request.page_size as usize {
-            0 => DEFAULT_PAGE_SIZE,
-            size if size <= MAX_PAGE_SIZE => size,
-            _ => return Err(status::invalid("page_size", "is more than 1000")),
-        };
+        let page_size = page::page_size(request.page_size)?;
         let wanted = Wanted::new("reason", request.provider, request.account, request.reason)?;
-        let pages = Pages::List(wanted.kind);
-        let after = self.page_start(pages, &request.page_token)?;
+        let pages = Pages::Quarantined(wanted.kind);
+        let after = self.quarantine_start(pages, &request.page_token)?;
         let mut scan = Scan::new(&*self.log, &wanted, after);
         let mut response = ListQuarantinedResponse::default();
         let mut page_bytes = 0;
@@ -62,7 +45,7 @@ impl Shared {
             // There is more than this page: it ends here, and the next one begins here.
             let full = response.quarantined.len() == page_size || page_bytes >= PAGE_BYTES;
             if full || scan.looked_at == MAX_SCANNED {
-                response.next_page_token = self.page_token(pages, scan.after);
+                response.next_page_token = self.quarantine_token(pages, scan.after);
                 break;
             }
             let Some(found) = scan.look() else { continue };
@@ -112,14 +95,16 @@ impl Shared {
         wanted: &Wanted,
         page_token: &str,
     ) -> Result<RedriveResponse, Status> {
-        let pages = Pages::Redrive(wanted.kind);
-        let after = self.page_start(pages, page_token)?;
+        let pages = Pages::Redriven(wanted.kind);
+        let after = self.quarantine_start(pages, page_token)?;
         let mut scan = Scan::new(&*self.log, wanted, after);
         let mut response = RedriveResponse::default();
         match self.redrive_into(&mut response, &mut scan).await {
             Ok(true) => {}
             Err(failed) if response.redriven.is_empty() => return Err(failed),
-            Ok(false) | Err(_) => response.next_page_token = self.page_token(pages, scan.after),
+            Ok(false) | Err(_) => {
+                response.next_page_token = self.quarantine_token(pages, scan.after)
+            }
         }
         Ok(response)
     }
@@ -230,47 +215,6 @@ impl Shared {
         let released = future::try_join_all(releases).await;
         let released = released.map_err(status::append_error)?;
         Ok(released.into_iter().filter(|was_there| *was_there).count() as u64)
-    }
-
-    /// A page token is a cursor whose position counts a quarantine, marked so that it is taken for nothing else.
-    fn page_token(&self, pages: Pages, after: u64) -> String {
-        let cursor = Cursor {
-            position: Position(after),
-            ..self.cursor(Position(0))
-        };
-        format!("{}{}", pages.mark(), cursor.encode())
-    }
-
-    fn page_start(&self, pages: Pages, token: &str) -> Result<u64, Status> {
-        if token.is_empty() {
-            return Ok(0);
-        }
-        let cursor = token.strip_prefix(pages.mark()).map(Cursor::decode);
-        match cursor {
-            Some(Ok(cursor)) if cursor.log == self.cursor(Position(0)).log => Ok(cursor.position.0),
-            _ => Err(status::invalid(
-                "page_token",
-                "does not belong to this request",
-            )),
-        }
-    }
-}
-
-/// What the pages of a token are of.
-#[derive(Clone, Copy)]
-enum Pages {
-    List(QuarantineKind),
-    Redrive(QuarantineKind),
-}
-
-impl Pages {
-    fn mark(self) -> &'static str {
-        match self {
-            Self::List(QuarantineKind::Genuine) => "lg",
-            Self::List(QuarantineKind::Unverified) => "lu",
-            Self::Redrive(QuarantineKind::Genuine) => "rg",
-            Self::Redrive(QuarantineKind::Unverified) => "ru",
-        }
     }
 }
 

@@ -4,12 +4,11 @@ use tonic::Status;
 
 use super::{
     Shared,
-    grpc::decode,
-    page::{self, List, PAGE_BYTES},
+    grpc::{account_or_default, decode},
+    page::{self, PAGE_BYTES, Pages},
     status,
 };
 use crate::{
-    config::DEFAULT_ACCOUNT,
     error::Code,
     event,
     log::{Position, ReadError, ReadLimit, StoredEvent, VerificationState},
@@ -28,7 +27,7 @@ impl Shared {
         let key = key(&request)?;
         let page_size = page::page_size(request.page_size)?;
         let personal_data = request.include_personal_data;
-        let start = self.list_start(List::History, &request.page_token)?;
+        let start = self.page_start(Pages::History, &request.page_token)?;
         let state = self.log.verification(key).await;
         let state = state
             .map_err(|failed| self.read_error(failed))?
@@ -59,7 +58,7 @@ impl Shared {
             ordered_by_log: state.ordered_by_log,
             history,
             next_page_token: next
-                .map(|position| self.list_token(List::History, position))
+                .map(|position| self.page_token(Pages::History, position))
                 .unwrap_or_default(),
         })
     }
@@ -127,13 +126,9 @@ fn key(request: &GetVerificationRequest) -> Result<[u8; 32], Status> {
     if request.verification_id.is_empty() {
         return Err(status::invalid("verification_id", "is missing"));
     }
-    let account = match request.account.is_empty() {
-        true => DEFAULT_ACCOUNT,
-        false => &request.account,
-    };
     Ok(event::key_of_verification(
         &request.provider,
-        account,
+        account_or_default(&request.account),
         &request.verification_id,
     ))
 }
