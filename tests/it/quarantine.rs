@@ -23,8 +23,8 @@ use verdict::{
 };
 
 use crate::support::{
-    Server, fixture, fixture_source, fixture_sources, gu1_body, gu1_request, memory_log,
-    other_secret, real_now, reason, request, server_config, sign,
+    Server, embedded_log, fixture, fixture_source, fixture_sources, gu1_body, gu1_request,
+    memory_log, other_secret, real_now, reason, request, server_config, sign,
 };
 use crate::troubled_log::TroubledLog;
 
@@ -277,9 +277,7 @@ async fn a_forged_call_takes_no_place_of_a_genuine_one() {
     assert_eq!(delivery(&server, evidence).await.headers, genuine.headers);
 }
 
-#[tokio::test]
-async fn what_came_while_a_secret_was_wrong_is_redriven_when_it_is_right() {
-    let log = memory_log();
+async fn what_came_while_a_secret_was_wrong_is_redriven_when_it_is_right(log: Arc<dyn EventLog>) {
     let wrong = keeping_but("gu1", |gu1| gu1.secrets = vec![other_secret()]);
     let server = serve(wrong, &log).await;
     for request in [
@@ -333,9 +331,7 @@ async fn what_came_while_a_secret_was_wrong_is_redriven_when_it_is_right() {
     assert_eq!(redelivered.quarantine_id, moved.quarantine_id);
 }
 
-#[tokio::test]
-async fn a_signed_time_is_judged_as_of_the_time_of_receipt() {
-    let log = memory_log();
+async fn a_signed_time_is_judged_as_of_the_time_of_receipt(log: Arc<dyn EventLog>) {
     let kayle = fixture_source("kayle");
     let body = r#"{"type":"verification.session.expired","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
     let jwe: Bytes = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[0])
@@ -360,9 +356,7 @@ async fn a_signed_time_is_judged_as_of_the_time_of_receipt() {
     assert_eq!(genuine_and_unverified(&server).await, (0, 1));
 }
 
-#[tokio::test]
-async fn a_genuine_delivery_is_redriven_without_its_secret_and_only_once() {
-    let log = memory_log();
+async fn a_genuine_delivery_is_redriven_without_its_secret_and_only_once(log: Arc<dyn EventLog>) {
     // Signed with a secret that is gone by now.
     let gone = Source {
         secrets: vec![other_secret()],
@@ -422,9 +416,7 @@ async fn a_redriven_event_does_not_pass_for_the_newest() {
     assert_eq!((redriven.revision, redriven.late), (2, true));
 }
 
-#[tokio::test]
-async fn what_is_still_not_understood_stays_and_it_is_said_why() {
-    let log = memory_log();
+async fn what_is_still_not_understood_stays_and_it_is_said_why(log: Arc<dyn EventLog>) {
     let ralio = fixture_source("ralio");
     let body = |name: &str| {
         Bytes::from(format!(
@@ -472,9 +464,7 @@ async fn what_is_still_not_understood_stays_and_it_is_said_why() {
     assert_eq!(log.tail().end().0, 1);
 }
 
-#[tokio::test]
-async fn what_could_not_be_decrypted_is_redriven_once_the_key_is_there() {
-    let log = memory_log();
+async fn what_could_not_be_decrypted_is_redriven_once_the_key_is_there(log: Arc<dyn EventLog>) {
     let kayle = fixture_source("kayle");
     let body = r#"{"type":"verification.session.expired","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
     let jwe = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[1]).unwrap();
@@ -500,10 +490,8 @@ async fn what_could_not_be_decrypted_is_redriven_once_the_key_is_there() {
     );
 }
 
-#[tokio::test]
-async fn redriving_by_filter_goes_on_page_by_page_and_leaves_nothing_out() {
+async fn redriving_by_filter_goes_on_page_by_page_and_leaves_nothing_out(log: Arc<dyn EventLog>) {
     const DELIVERIES: usize = 1_100;
-    let log = memory_log();
     let gu1 = fixture_source("gu1");
     for number in 0..DELIVERIES {
         let webhook = sign(&gu1, gu1_body(&number.to_string()));
@@ -574,9 +562,7 @@ async fn four_kinds(log: &Arc<dyn EventLog>) -> [String; 4] {
     ]
 }
 
-#[tokio::test]
-async fn the_quarantines_are_listed_by_provider_account_and_reason() {
-    let log = memory_log();
+async fn the_quarantines_are_listed_by_provider_account_and_reason(log: Arc<dyn EventLog>) {
     let [first, second, of_eu, unproven] = four_kinds(&log).await;
     let server = serve(keeping(), &log).await;
     let of_provider = |provider: &str| QuarantineFilter {
@@ -628,9 +614,7 @@ async fn the_quarantines_are_listed_by_provider_account_and_reason() {
     assert_eq!(reason(&redriven), "INVALID_REQUEST");
 }
 
-#[tokio::test]
-async fn what_is_discarded_is_gone_and_nothing_else() {
-    let log = memory_log();
+async fn what_is_discarded_is_gone_and_nothing_else(log: Arc<dyn EventLog>) {
     let [first, second, of_eu, _] = four_kinds(&log).await;
     let server = serve(keeping(), &log).await;
     let one = || Some(Discard::QuarantineId(first.clone()));
@@ -809,9 +793,7 @@ async fn what_was_redriven_before_the_log_failed_is_told() {
     assert_eq!(genuine_and_unverified(&server).await, (0, 0));
 }
 
-#[tokio::test]
-async fn a_delivery_that_is_not_understood_for_another_reason_moves_there() {
-    let log = memory_log();
+async fn a_delivery_that_is_not_understood_for_another_reason_moves_there(log: Arc<dyn EventLog>) {
     let kayle = fixture_source("kayle");
     let body = r#"{"type":"verification.session.teleported","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
     let webhook = || {
@@ -863,3 +845,35 @@ async fn evidence_that_is_damaged_is_named_by_its_place() {
     let metadata = failed.get_details_error_info().unwrap().metadata;
     assert_eq!(metadata["position"], "1");
 }
+
+/// Runs each of them on a log in memory and on one on disk.
+macro_rules! on_both_logs {
+    ($($test:ident),* $(,)?) => {
+        mod in_memory {$(
+            #[tokio::test]
+            async fn $test() {
+                super::$test(super::memory_log()).await;
+            }
+        )*}
+
+        mod on_disk {$(
+            #[tokio::test]
+            async fn $test() {
+                let directory = tempfile::TempDir::new().unwrap();
+                super::$test(super::embedded_log(&directory)).await;
+            }
+        )*}
+    };
+}
+
+on_both_logs!(
+    what_came_while_a_secret_was_wrong_is_redriven_when_it_is_right,
+    a_signed_time_is_judged_as_of_the_time_of_receipt,
+    a_genuine_delivery_is_redriven_without_its_secret_and_only_once,
+    what_is_still_not_understood_stays_and_it_is_said_why,
+    what_could_not_be_decrypted_is_redriven_once_the_key_is_there,
+    a_delivery_that_is_not_understood_for_another_reason_moves_there,
+    the_quarantines_are_listed_by_provider_account_and_reason,
+    what_is_discarded_is_gone_and_nothing_else,
+    redriving_by_filter_goes_on_page_by_page_and_leaves_nothing_out,
+);
