@@ -299,7 +299,7 @@ enum Record {
 
 /// What a request is about.
 enum Found {
-    Delivery(Delivered),
+    Delivery(Box<Delivered>),
     /// A record that cannot be read. Nobody knows of what.
     Damaged,
 }
@@ -391,7 +391,7 @@ impl<'s> Scan<'s> {
             return self.wanted.is_everything().then_some(Found::Damaged);
         };
         let wanted = self.wanted.matches(&delivered.summary);
-        wanted.then_some(Found::Delivery(delivered))
+        wanted.then(|| Found::Delivery(Box::new(delivered)))
     }
 }
 
