@@ -1,8 +1,9 @@
 //! A log in trouble, and what may never be seen of an event.
 
-use std::{pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use prost_types::Timestamp;
 use tokio::{net::TcpListener, time};
 use tonic::{Code, Status, Streaming};
@@ -264,7 +265,7 @@ async fn a_read_that_goes_on_is_a_call_that_is_being_served() {
     let delivery = GetDeliveryRequest {
         target: Some(Target::EventId(event_id)),
     };
-    let reads: [Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>; 2] = [
+    let reads: [BoxFuture<'_, Result<(), Status>>; 2] = [
         Box::pin(async { client.get_event(get).await.map(drop) }),
         Box::pin(async { admin.get_delivery(delivery).await.map(drop) }),
     ];
