@@ -404,6 +404,10 @@ async fn live_through_cuts(seed: u64, cuts: u64, figures: &mut Figures) {
 
 /// `VERDICT_CRASH_CUTS` says how many cuts; `make crash` does many. `VERDICT_CRASH_SEED` repeats one log's life.
 #[test]
+#[expect(
+    clippy::print_stdout,
+    reason = "a failure is looked into with the seed"
+)]
 fn nothing_acknowledged_is_lost_in_a_power_cut() {
     const CUTS_PER_LOG: u64 = 8;
     let number = |name| {

@@ -100,7 +100,7 @@ async fn is_noticed(log: &EmbeddedLog, events: &[StoredEvent], file: &str) -> bo
             bytes: 1,
         };
         match log.read(Position(before), one).await {
-            Ok(served) => assert_eq!(served, [written.clone()]),
+            Ok(served) => assert_eq!(served, std::slice::from_ref(written)),
             Err(error) => named(error),
         }
         match log.delivery(written.position).await {
@@ -439,7 +439,7 @@ async fn a_new_file_that_cannot_be_begun_leaves_the_log_whole() {
 /// A record as the log writes it, which claims that very many records are durable. Whoever may send a webhook without
 /// proof can put it into the quarantine of such webhooks.
 fn forged_record() -> Vec<u8> {
-    let mut record = vec![0; 40];
+    let mut record = [0; 40];
     record[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
     record[24..32].copy_from_slice(&(u64::MAX - 1).to_le_bytes());
     let checksum = crc32fast::hash(&record[4..]);

@@ -137,6 +137,7 @@ fn start_again(place: &Place, mut serving: Serving) -> (Serving, Duration) {
 
 /// `VERDICT_SOAK_EVENTS` says how many events; `make soak` does ten million.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::print_stdout, reason = "the figures are what it is for")]
 async fn memory_and_disk_stay_bounded_and_nothing_gets_slower() {
     let events = env::var("VERDICT_SOAK_EVENTS").map_or(20_000, |events| {
         events.parse::<u64>().expect("a number of events")

@@ -3,7 +3,7 @@
 //! | in the directory | what it holds |
 //! |---|---|
 //! | `meta` | the version of this format, the id of the log, when it was opened |
-//! | `events/` | the events with their raw deliveries, in [segments] |
+//! | `events/` | the events with their raw deliveries, in segments |
 //! | `quarantine/`, `unverified/` | what came into the two quarantines and what was taken out, in segments |
 //! | `consumers` | how far the consumers have come |
 //! | `index/` | which events are in the log; follows from `events/` |
