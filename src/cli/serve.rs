@@ -13,7 +13,7 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 use super::{CliError, ConfigArg};
-use crate::transport;
+use crate::{log::Position, transport};
 
 /// Runs the service.
 ///
@@ -41,7 +41,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     }
     tracing::info!(
         server.address = %listener.local_addr().map_err(CliError::failed)?,
-        log.id = %log.cursor(log.tail().end()).log,
+        log.id = %log.cursor(Position(0)).log,
         log.position = log.tail().end().0,
         sources = loaded.sources.len(),
         "serving"
