@@ -1,6 +1,6 @@
 //! Deleting what need not be kept any longer, a little at a time, between writes.
 
-use std::{collections::BTreeSet, io, sync::Arc, thread};
+use std::{collections::BTreeSet, sync::Arc, thread};
 
 use super::{
     frame::FrameError,
@@ -15,21 +15,22 @@ use crate::{
     log::Position,
 };
 
-/// How many segments are deleted before the writer looks at its requests again.
+/// How many segments are deleted before the writer looks at its requests again, or copied in a second.
 const MAX_SEGMENTS_AT_ONCE: usize = 8;
 
 /// How far deleting has come.
 pub(super) struct Retirement {
     retention: Retention,
-    /// A finished segment is being copied without its raw deliveries.
-    copying: Option<Copying>,
+    /// Finished segments are being copied without their raw deliveries.
+    copying: Option<thread::JoinHandle<Vec<Copied>>>,
     /// Segments that could not be copied: they are left as they are until a new start.
     unreadable: BTreeSet<u64>,
 }
 
-struct Copying {
+/// What became of a segment that was to be copied.
+struct Copied {
     base: u64,
-    thread: thread::JoinHandle<Result<Segment, FrameError>>,
+    copy: Result<Segment, FrameError>,
 }
 
 impl Retirement {
@@ -45,7 +46,7 @@ impl Retirement {
     pub(super) fn close(&mut self) {
         if let Some(copying) = self.copying.take() {
             // What it has copied is thrown away at the next start.
-            let _ = copying.thread.join();
+            let _ = copying.join();
         }
     }
 }
@@ -164,20 +165,22 @@ impl Writer {
         if retention.deliveries_max_age_seconds == 0 && retention.deliveries_max_bytes == 0 {
             return;
         }
-        let finished = |copying: &mut Copying| copying.thread.is_finished();
-        if let Some(Copying { base, thread }) = self.retirement.copying.take_if(finished) {
-            let copied = thread
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("copying a segment panicked").into()));
-            match copied {
-                Ok(copy) => {
-                    if let Err(error) = self.events.replace(copy) {
-                        self.trouble(error);
+        if let Some(copying) = self
+            .retirement
+            .copying
+            .take_if(|copying| copying.is_finished())
+        {
+            for Copied { base, copy } in copying.join().unwrap_or_default() {
+                match copy {
+                    Ok(copy) => {
+                        if let Err(error) = self.events.replace(copy) {
+                            self.trouble(error);
+                        }
                     }
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the raw deliveries of a damaged segment are kept");
-                    self.retirement.unreadable.insert(base);
+                    Err(error) => {
+                        tracing::error!(%error, "the raw deliveries of a damaged segment are kept");
+                        self.retirement.unreadable.insert(base);
+                    }
                 }
             }
         }
@@ -195,30 +198,41 @@ impl Writer {
             ..
         } = self.retirement.retention;
         let now = now();
-        let due = {
+        let due: Vec<Segment> = {
             let segments = self.events.view.segments();
             let total: u64 = segments.iter().map(|segment| segment.body_bytes).sum();
-            let too_much = max_bytes > 0 && total > max_bytes;
+            let mut excess = total.saturating_sub(max_bytes);
             let due = |segment: &&Segment| {
                 let is_active = segment.base == segments.back().map_or(0, |active| active.base);
                 let too_old = is_older(segment.newest, max_age, now);
-                segment.body_bytes > 0
-                    && (too_old || (too_much && !is_active))
-                    && !self.retirement.unreadable.contains(&segment.base)
+                let too_much = max_bytes > 0 && excess > 0 && !is_active;
+                let due = segment.body_bytes > 0
+                    && (too_old || too_much)
+                    && !self.retirement.unreadable.contains(&segment.base);
+                if due {
+                    excess = excess.saturating_sub(segment.body_bytes);
+                }
+                due
             };
-            segments.iter().find(due).cloned()
+            let due = segments.iter().filter(due);
+            due.take(MAX_SEGMENTS_AT_ONCE).cloned().collect()
         };
-        let Some(segment) = due else { return Ok(()) };
-        if segment.end == self.events.end() {
+        let Some(last) = due.last() else {
+            return Ok(());
+        };
+        if last.end == self.events.end() {
             self.events.roll()?;
         }
         let view = Arc::clone(&self.events.view);
-        let base = segment.base;
+        let copy = move |segment: Segment| Copied {
+            base: segment.base,
+            copy: segments::drop_bodies(&view, &segment),
+        };
         let thread = thread::Builder::new()
             .name("log-retention".to_owned())
-            .spawn(move || segments::drop_bodies(&view, &segment));
+            .spawn(move || due.into_iter().map(copy).collect());
         match thread {
-            Ok(thread) => self.retirement.copying = Some(Copying { base, thread }),
+            Ok(thread) => self.retirement.copying = Some(thread),
             Err(error) => tracing::warn!(%error, "raw deliveries cannot be deleted now"),
         }
         Ok(())
