@@ -198,14 +198,16 @@ impl Segments {
     ///
     /// Readers wait meanwhile: whoever comes before finds its file, whoever comes after is told that it is gone.
     pub(super) fn delete_oldest(&mut self) -> Result<(), WriteError> {
-        let Directory { disk, .. } = &self.view.directory;
         let directory = &self.view.directory;
         let mut segments = self.view.segments_mut();
         let Some(oldest) = segments.front().filter(|_| segments.len() > 1) else {
             return Ok(());
         };
         for extension in [INDEX, LOG, HEADS] {
-            match disk.remove(&directory.join(oldest.name(extension))) {
+            match directory
+                .disk
+                .remove(&directory.join(oldest.name(extension)))
+            {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 removed => removed.map_err(WriteError::Write)?,
             }
