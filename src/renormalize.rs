@@ -47,8 +47,8 @@ pub struct Renormalization {
     end: Position,
     /// Read, and not looked at yet.
     read: VecDeque<StoredEvent>,
-    /// The newest correction of each event that was corrected; `None` before they have been looked for.
-    corrections: Option<HashMap<Uuid, StoredEvent>>,
+    /// Where the newest correction of each event lies that was corrected; `None` before they have been looked for.
+    corrections: Option<HashMap<Uuid, Position>>,
     summary: RenormalizeSummary,
     draining: CancellationToken,
     ended: bool,
@@ -198,7 +198,7 @@ impl Renormalization {
     }
 
     /// Finds the newest correction of each event that was corrected: that is what counts today.
-    async fn find_corrections(&self) -> Result<HashMap<Uuid, StoredEvent>, EndError> {
+    async fn find_corrections(&self) -> Result<HashMap<Uuid, Position>, EndError> {
         let mut corrections = HashMap::new();
         let mut position = self.position;
         while !self.draining.is_cancelled() {
@@ -209,7 +209,7 @@ impl Renormalization {
                         if let Ok(event) = decode(&stored)
                             && let Ok(corrected) = Uuid::parse_str(&event.corrects_event_id)
                         {
-                            corrections.insert(corrected, stored);
+                            corrections.insert(corrected, position);
                         }
                     }
                 }
@@ -238,11 +238,7 @@ impl Renormalization {
             self.summary.without_delivery += 1;
             return Ok(None);
         };
-        // What is known of it today: the event, or its newest correction.
-        let correction = Uuid::parse_str(&event.event_id)
-            .ok()
-            .and_then(|id| self.corrections.as_ref()?.get(&id));
-        let known = correction.map_or_else(|| Ok(event.clone()), decode)?;
+        let known = self.as_corrected(&event).await?;
         match self.today(&known, &delivery).await {
             Today::Event(today) => self.compare(stored, event, known, *today, delivery).await,
             Today::NoEvent(why) => {
@@ -256,6 +252,28 @@ impl Renormalization {
                 self.summary.without_delivery += 1;
                 Ok(None)
             }
+        }
+    }
+
+    /// What is known of an event by now: its newest correction, or the event itself.
+    async fn as_corrected(
+        &self,
+        event: &VerificationEvent,
+    ) -> Result<VerificationEvent, ReadError> {
+        let correction = Uuid::parse_str(&event.event_id)
+            .ok()
+            .and_then(|id| self.corrections.as_ref()?.get(&id));
+        let Some(position) = correction else {
+            return Ok(event.clone());
+        };
+        let limit = ReadLimit {
+            records: 1,
+            ..READ_LIMIT
+        };
+        let read = self.ingestor.log.read(Position(position.0 - 1), limit);
+        match read.await?.first() {
+            Some(correction) => decode(correction),
+            None => Ok(event.clone()),
         }
     }
 
