@@ -2,9 +2,8 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-use prost::Message;
-
-const PROTOS: [&str; 3] = [
+const PROTOS: [&str; 4] = [
+    "proto/verdict/v1/scope.proto",
     "proto/verdict/v1/event.proto",
     "proto/verdict/v1/service.proto",
     "proto/verdict/v1/admin.proto",
@@ -12,9 +11,15 @@ const PROTOS: [&str; 3] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler
+        .include_imports(true)
+        .include_source_info(true)
+        .open_files(PROTOS)?;
+    // The messages of prost would lose the options that are our own.
+    let descriptors = compiler.encode_file_descriptor_set();
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("verdict.bin"), descriptors.encode_to_vec())?;
+    fs::write(out.join("verdict.bin"), descriptors)?;
 
     let mut messages = tonic_prost_build::Config::new();
     messages.enable_type_names();
@@ -34,6 +39,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             ".verdict.v1.Header",
             ".verdict.v1.Delivery",
         ])
-        .compile_fds_with_config(descriptors, messages)?;
+        .compile_fds_with_config(compiler.file_descriptor_set(), messages)?;
     Ok(())
 }

@@ -5,6 +5,10 @@ use tonic::Code as GrpcCode;
 /// Why a call failed, as the caller may know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
+    /// Nobody knows who calls, or what they say of themselves is wrong. There is one answer for all causes.
+    Unauthenticated,
+    /// The caller is known, and has not the scope that the call asks for.
+    ScopeMissing,
     /// No such provider or account is configured.
     SourceNotFound,
     /// The log holds no such event.
@@ -37,6 +41,8 @@ impl Code {
     /// The reason in `google.rpc.ErrorInfo`.
     pub fn reason(self) -> &'static str {
         match self {
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::ScopeMissing => "SCOPE_MISSING",
             Self::SourceNotFound => "SOURCE_NOT_FOUND",
             Self::EventNotFound => "EVENT_NOT_FOUND",
             Self::VerificationNotFound => "VERIFICATION_NOT_FOUND",
@@ -56,6 +62,8 @@ impl Code {
     /// The gRPC status.
     pub fn grpc(self) -> GrpcCode {
         match self {
+            Self::Unauthenticated => GrpcCode::Unauthenticated,
+            Self::ScopeMissing => GrpcCode::PermissionDenied,
             Self::SourceNotFound
             | Self::EventNotFound
             | Self::VerificationNotFound
@@ -75,7 +83,9 @@ impl Code {
     pub fn retryable(self) -> bool {
         match self {
             Self::Overloaded | Self::LogUnavailable | Self::Draining => true,
-            Self::SourceNotFound
+            Self::Unauthenticated
+            | Self::ScopeMissing
+            | Self::SourceNotFound
             | Self::EventNotFound
             | Self::VerificationNotFound
             | Self::DeliveryNotFound

@@ -11,7 +11,9 @@ use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 use sha2::{Digest, Sha256};
 use uuid::{Uuid, uuid};
 
-use crate::proto::{self, QuarantineReason, VerificationEvent, verification_event::Detail};
+use crate::proto::{
+    self, PersonalData, QuarantineReason, VerificationEvent, verification_event::Detail,
+};
 
 /// The version of verdict, as written into every event that it normalizes.
 pub const NORMALIZER_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -124,6 +126,29 @@ pub fn key_of_verification(provider: &str, account: &str, verification_id: &str)
     Sha256::digest(&name.0).into()
 }
 
+/// What tells the subjects of all providers and accounts apart, for the log: the provider's id of the subject; without one our
+/// customer's; without either, the verification stands for its subject, or at last the event.
+pub fn subject_key(event: &VerificationEvent) -> [u8; 32] {
+    let source = event.source.clone().unwrap_or_default();
+    let subject = event.subject.clone().unwrap_or_default();
+    let verification_id = match &event.detail {
+        Some(Detail::Verification(verification)) => verification.verification_id.as_str(),
+        _ => "",
+    };
+    let ids = [
+        ("subject", subject.provider_subject_id.as_str()),
+        ("external", &subject.external_id),
+        ("verification", verification_id),
+        ("event", &event.event_id),
+    ];
+    let mut name = Name5::new(&source.provider, &source.account);
+    if let Some((kind, id)) = ids.into_iter().find(|(_, id)| !id.is_empty()) {
+        name.push(kind.as_bytes());
+        name.push(id.as_bytes());
+    }
+    Sha256::digest(&name.0).into()
+}
+
 /// An event as it lies in the log: two byte strings, because not everyone may see the second.
 ///
 /// Protobuf messages merge by concatenation, so `event` followed by `personal_data` is the whole event.
@@ -162,15 +187,37 @@ impl EncodedEvent {
             personal_data: self.personal_data.clone(),
         }
     }
+}
 
-    /// The event as one byte string, with its personal data only if asked for.
-    pub fn to_bytes(&self, with_personal_data: bool) -> Bytes {
-        if with_personal_data && !self.personal_data.is_empty() {
-            [&self.event[..], &self.personal_data].concat().into()
-        } else {
-            self.event.clone()
-        }
+/// Where an encoded event comes from, without decoding the rest of it. `None` for one that says nothing of it.
+pub fn source_of(event: &Bytes) -> Option<proto::Source> {
+    /// A [`VerificationEvent`] of which only this is read.
+    #[derive(Clone, PartialEq, Message)]
+    struct Sourced {
+        #[prost(message, optional, tag = "2")]
+        source: Option<proto::Source>,
     }
+    Sourced::decode(event.clone()).ok()?.source
+}
+
+/// Two parts of an event, as [`EncodedEvent`] has them, put together.
+pub fn merge(event: &Bytes, personal_data: &Bytes) -> Bytes {
+    match personal_data.is_empty() {
+        true => event.clone(),
+        false => [&event[..], personal_data].concat().into(),
+    }
+}
+
+/// What stands in the place of personal data that was erased.
+pub fn erased() -> Bytes {
+    let erased = VerificationEvent {
+        personal_data: Some(PersonalData {
+            erased: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    erased.encode_to_vec().into()
 }
 
 /// Encodes an event, with its personal data apart.

@@ -5,13 +5,16 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::proto::{
-    Environment, EventFilter, EventKind, Finality, Outcome, VerificationEvent,
-    verification_event::Detail,
+use crate::{
+    caller::Reach,
+    proto::{
+        Environment, EventFilter, EventKind, Finality, Outcome, VerificationEvent,
+        verification_event::Detail,
+    },
 };
 
 /// Which events to send. An empty set means all.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Filter {
     providers: HashSet<String>,
     accounts: HashSet<String>,
@@ -22,6 +25,8 @@ pub struct Filter {
     external_ids: HashSet<String>,
     verification_ids: HashSet<String>,
     final_only: bool,
+    /// Which events there are for whoever asks.
+    reach: Reach,
     /// Nothing is asked for, so no event needs to be looked into.
     everything: bool,
 }
@@ -79,6 +84,7 @@ impl TryFrom<EventFilter> for Filter {
             external_ids: HashSet::from_iter(external_ids),
             verification_ids: HashSet::from_iter(verification_ids),
             final_only,
+            reach: Reach::Everything,
             everything,
         })
     }
@@ -101,6 +107,15 @@ fn known<E: TryFrom<i32>>(
 }
 
 impl Filter {
+    /// The same filter for someone who may see no more than this.
+    pub fn within(self, reach: &Reach) -> Self {
+        Self {
+            everything: self.everything && *reach == Reach::Everything,
+            reach: reach.clone(),
+            ..self
+        }
+    }
+
     /// Whether an encoded event is wanted.
     pub fn matches(&self, event: &Bytes) -> bool {
         if self.everything {
@@ -108,8 +123,8 @@ impl Filter {
         }
         match VerificationEvent::decode(event.clone()) {
             Ok(event) => self.matches_event(&event),
-            // We encoded it ourselves. Were it unreadable all the same, the subscriber should see that.
-            Err(_) => true,
+            // We encoded it ourselves. Were it unreadable all the same, whoever may see everything should see that.
+            Err(_) => self.reach == Reach::Everything,
         }
     }
 
@@ -127,7 +142,8 @@ impl Filter {
         let outcome = verification.map(|verification| verification.outcome);
         let verification_id = verification.map(|verification| &verification.verification_id);
         let is_final = verification.is_some_and(|v| v.finality() == Finality::Final);
-        wants(&self.providers, Some(&source.provider))
+        self.reach.covers(&source.provider, &source.account)
+            && wants(&self.providers, Some(&source.provider))
             && wants(&self.accounts, Some(&source.account))
             && wants(&self.environments, Some(&source.environment))
             && wants(&self.kinds, Some(&kind.into()))

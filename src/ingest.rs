@@ -111,6 +111,15 @@ pub(crate) struct Receipt {
     pub(crate) origin: Origin,
 }
 
+/// When a webhook was received.
+#[derive(Clone, Copy, Debug)]
+pub enum Received {
+    /// It has just come.
+    Now(Timestamp),
+    /// It came some time ago, and is handed over now.
+    Before(Timestamp),
+}
+
 /// What became of a genuine webhook, before a quarantine is thought of.
 pub(crate) enum Settled {
     Accepted(EventPlace),
@@ -142,14 +151,14 @@ impl Ingestor {
         provider: &str,
         account: &str,
         webhook: RawWebhook,
-        received_at: Timestamp,
+        received: Received,
         trace: Option<TraceContext>,
     ) -> Result<Outcome, IngestError> {
         let source = self
             .source(provider, account)
             .ok_or(IngestError::SourceNotFound)?;
         let panics = PanicCount(source);
-        let ended = self.take(source, webhook, received_at, trace).await;
+        let ended = self.take(source, webhook, received, trace).await;
         drop(panics);
         count(source, &ended);
         ended
@@ -166,9 +175,13 @@ impl Ingestor {
         &self,
         source: &Arc<Source>,
         webhook: RawWebhook,
-        received_at: Timestamp,
+        received: Received,
         trace: Option<TraceContext>,
     ) -> Result<Outcome, IngestError> {
+        let (received_at, origin) = match received {
+            Received::Now(time) => (time, Origin::Received),
+            Received::Before(time) => (time, Origin::Redriven),
+        };
         let kept = source.keep_unverified.then(|| webhook.clone());
         let verified = source.verify(webhook, received_at);
         let received_at = proto_timestamp(received_at);
@@ -187,7 +200,7 @@ impl Ingestor {
         let receipt = Receipt {
             received_at,
             trace,
-            origin: Origin::Received,
+            origin,
         };
         match self.settle(source, webhook, receipt).await? {
             Settled::Accepted(place) => Ok(Outcome::Accepted(place)),
@@ -422,6 +435,7 @@ fn complete(
         event_id,
         content_sha256: *webhook.content_sha256(),
         verification: event::verification_key(&event),
+        subject: event::subject_key(&event),
         occurred_at,
         received_at,
         origin,

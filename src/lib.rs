@@ -6,6 +6,7 @@
 //! - [`proto`]: the generated code of package `verdict.v1`, the vocabulary of all that follows.
 //! - [`event`]: the ids, the encoding and the JSON of events.
 //! - [`error`]: the reasons that callers can be given.
+//! - [`caller`]: who calls, and what they may do.
 //! - [`provider`]: how each provider signs, and what its words mean in ours.
 //! - [`source`]: the configured sources, with their secrets.
 //! - `delivery`: the evidence behind each event, as it is stored.
@@ -23,6 +24,7 @@
 //! - [`cli`]: the commands.
 
 mod allowance;
+pub mod caller;
 pub mod cli;
 pub mod config;
 mod delivery;

@@ -142,7 +142,7 @@ impl Renormalization {
                 continue;
             };
             self.position = stored.position;
-            if !self.filter.matches(&stored.encoded.event) {
+            if !self.filter.matches(&stored.event) {
                 continue;
             }
             self.summary.examined += 1;
@@ -206,7 +206,7 @@ impl Renormalization {
                 Block::Events(events) => {
                     for stored in events {
                         position = stored.position;
-                        if let Ok(event) = decode(&stored)
+                        if let Ok(event) = decode(&stored, &Bytes::new())
                             && let Ok(corrected) = Uuid::parse_str(&event.corrects_event_id)
                         {
                             corrections.insert(corrected, position);
@@ -225,7 +225,7 @@ impl Renormalization {
         &mut self,
         stored: &StoredEvent,
     ) -> Result<Option<RenormalizedEvent>, EndError> {
-        let event = decode(stored)?;
+        let event = self.decode(stored).await?;
         if !event.corrects_event_id.is_empty() {
             self.summary.corrections += 1;
             return Ok(None);
@@ -272,9 +272,14 @@ impl Renormalization {
         };
         let read = self.ingestor.log.read(Position(position.0 - 1), limit);
         match read.await?.first() {
-            Some(correction) => decode(correction),
+            Some(correction) => self.decode(correction).await,
             None => Ok(event.clone()),
         }
+    }
+
+    /// A stored event, with its personal data.
+    async fn decode(&self, stored: &StoredEvent) -> Result<VerificationEvent, ReadError> {
+        decode(stored, &self.ingestor.log.personal_data(stored).await?)
     }
 
     /// Runs a stored delivery through the current adapter.
@@ -351,8 +356,8 @@ impl Renormalization {
     }
 }
 
-fn decode(stored: &StoredEvent) -> Result<VerificationEvent, ReadError> {
-    VerificationEvent::decode(stored.encoded.to_bytes(true))
+fn decode(stored: &StoredEvent, personal_data: &Bytes) -> Result<VerificationEvent, ReadError> {
+    VerificationEvent::decode(event::merge(&stored.event, personal_data))
         .map_err(|error| damaged(stored, &error))
 }
 
@@ -427,6 +432,7 @@ fn correction(
         event_id,
         content_sha256,
         verification: event::verification_key(&event),
+        subject: event::subject_key(&event),
         occurred_at: event.occurred_at,
         received_at: event.received_at.unwrap_or_default(),
         origin: Origin::Correction(corrected),

@@ -15,6 +15,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    caller::Reach,
+    event,
     filter::Filter,
     log::{EventLog, Position, ReadError, ReadLimit, StoredEvent},
 };
@@ -25,6 +27,25 @@ pub const READ_LIMIT: ReadLimit = ReadLimit {
     bytes: 256 << 10,
 };
 
+/// An event as someone sees it who may see the personal data of these sources.
+pub async fn visible(
+    log: &dyn EventLog,
+    stored: &StoredEvent,
+    personal_data: &Reach,
+) -> Result<Bytes, ReadError> {
+    let may_see = match personal_data {
+        Reach::Nothing => false,
+        Reach::Everything => true,
+        Reach::Limited(_) => event::source_of(&stored.event)
+            .is_some_and(|source| personal_data.covers(&source.provider, &source.account)),
+    };
+    if !may_see || stored.personal_data.size_bytes() == 0 {
+        return Ok(stored.event.clone());
+    }
+    let personal_data = log.personal_data(stored).await?;
+    Ok(event::merge(&stored.event, &personal_data))
+}
+
 /// What a subscriber asks for.
 #[derive(Debug)]
 pub struct Options {
@@ -34,8 +55,8 @@ pub struct Options {
     pub may_move: bool,
     /// Which events to send.
     pub filter: Filter,
-    /// Whether to send personal data.
-    pub personal_data: bool,
+    /// Of which sources to send personal data.
+    pub personal_data: Reach,
     /// Whether to end once everything has been sent that was in the log at the start.
     pub stop_when_caught_up: bool,
     /// How often to send a heartbeat.
@@ -82,7 +103,7 @@ impl fmt::Debug for Message {
 pub struct Subscription {
     log: Arc<dyn EventLog>,
     filter: Filter,
-    personal_data: bool,
+    personal_data: Reach,
     /// The place of the last event that was sent or passed over.
     position: Position,
     /// Whether nothing was sent, and nobody has asked for this very place.
@@ -176,7 +197,7 @@ impl Subscription {
             if self.stop_at.is_some_and(|stop| self.position >= stop) {
                 return Ok(Message::CaughtUp);
             }
-            if let Some(event) = self.next_pending() {
+            if let Some(event) = self.next_pending().await? {
                 return Ok(Message::Event(event));
             }
             // Seen before the tail is read, so that what comes in between wakes us.
@@ -210,17 +231,18 @@ impl Subscription {
     }
 
     /// The next event of what was read that the filter lets pass. Stops where the stream is to stop.
-    fn next_pending(&mut self) -> Option<Bytes> {
+    async fn next_pending(&mut self) -> Result<Option<Bytes>, ReadError> {
         while let Some(event) = self.pending.pop_front() {
             self.position = event.position;
-            if self.filter.matches(&event.encoded.event) {
-                return Some(event.encoded.to_bytes(self.personal_data));
+            if self.filter.matches(&event.event) {
+                let log = self.log.as_ref();
+                return visible(log, &event, &self.personal_data).await.map(Some);
             }
             if self.stop_at == Some(self.position) {
                 break;
             }
         }
-        None
+        Ok(None)
     }
 
     async fn read_log(&self) -> Result<Vec<StoredEvent>, ReadError> {

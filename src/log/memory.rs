@@ -14,11 +14,14 @@ use uuid::Uuid;
 use super::{
     AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,
     NewEvent, NewQuarantined, Origin, OutOfRange, Position, QuarantineKind, QuarantineStats,
-    ReadError, ReadLimit, Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
+    ReadError, ReadLimit, Sealed, Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
     consumers::Consumers,
     verification::{Member, Time, time},
 };
-use crate::config::UnverifiedLimits;
+use crate::{
+    config::UnverifiedLimits,
+    event::{self, EncodedEvent},
+};
 
 /// A log in memory.
 pub struct MemoryLog {
@@ -46,6 +49,7 @@ struct Record {
     /// The event before of the same verification; 0 if there is none.
     previous: Position,
     delivery: Bytes,
+    erased: bool,
 }
 
 #[derive(Default)]
@@ -188,9 +192,16 @@ impl EventLog for MemoryLog {
             };
             revision = slot.revision;
         }
+        let EncodedEvent {
+            event: encoded,
+            personal_data,
+        } = event.encoded.placed(revision, late);
         let stored = StoredEvent {
             position,
-            encoded: event.encoded.placed(revision, late),
+            event: encoded,
+            personal_data: Sealed {
+                bytes: personal_data,
+            },
         };
         state.by_id.insert(event.event_id, position);
         state.records.push(Record {
@@ -199,6 +210,7 @@ impl EventLog for MemoryLog {
             received_at: time(&event.received_at),
             previous,
             delivery: event.delivery,
+            erased: false,
         });
         // Still under the lock, so that the tail sees the events in order.
         self.tail.extend(vec![stored]);
@@ -212,6 +224,30 @@ impl EventLog for MemoryLog {
             records.map(|record| Ok(record.event.clone())),
             StoredEvent::size_bytes,
         )
+    }
+
+    async fn personal_data(&self, event: &StoredEvent) -> Result<Bytes, ReadError> {
+        let state = self.state();
+        let erased = state
+            .event(event.position)
+            .is_some_and(|record| record.erased);
+        Ok(match erased && event.personal_data.size_bytes() > 0 {
+            true => event::erased(),
+            false => event.personal_data.bytes.clone(),
+        })
+    }
+
+    async fn erase(&self, events: Vec<Position>) -> Result<(), AppendError> {
+        let mut state = self.state();
+        for position in events {
+            if let Some(index) = position.0.checked_sub(1)
+                && let Some(record) = state.records.get_mut(index as usize)
+            {
+                record.erased = true;
+                record.delivery = Bytes::new();
+            }
+        }
+        Ok(())
     }
 
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError> {

@@ -59,6 +59,14 @@ pub trait EventLog: Send + Sync {
     /// Reads events in order, from the first one after `after`. Empty at the end of the log.
     async fn read(&self, after: Position, limit: ReadLimit) -> Result<Vec<StoredEvent>, ReadError>;
 
+    /// The personal data of an event that was read: an encoded event that holds this and nothing else. Empty when there is
+    /// none.
+    async fn personal_data(&self, event: &StoredEvent) -> Result<Bytes, ReadError>;
+
+    /// Makes the personal data and the raw deliveries of events unreadable for good, and returns when that is durable. Others
+    /// of the same subject may be erased with them.
+    async fn erase(&self, events: Vec<Position>) -> Result<(), AppendError>;
+
     /// The event with this id.
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError>;
 
@@ -162,6 +170,8 @@ pub struct NewEvent {
     pub content_sha256: [u8; 32],
     /// The verification that the event belongs to.
     pub verification: Option<[u8; 32]>,
+    /// The subject that the event is about. What identifies it is erased together.
+    pub subject: [u8; 32],
     /// The provider's time of the event.
     pub occurred_at: Option<Timestamp>,
     /// When the event was received.
@@ -198,17 +208,48 @@ impl Appended {
 }
 
 /// An event of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct StoredEvent {
     /// Where it lies.
     pub position: Position,
-    /// The whole event, its personal data apart.
-    pub encoded: EncodedEvent,
+    /// The encoded event, without personal data.
+    pub event: Bytes,
+    /// Its personal data, which only the log can open, by [`EventLog::personal_data`].
+    pub personal_data: Sealed,
+}
+
+/// Personal data as it is stored.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sealed {
+    bytes: Bytes,
+}
+
+impl fmt::Debug for StoredEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredEvent")
+            .field("position", &self.position)
+            .field("event_bytes", &self.event.len())
+            .field("personal_data", &self.personal_data)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed({} bytes)", self.bytes.len())
+    }
+}
+
+impl Sealed {
+    /// How many bytes are stored. 0 when there is no personal data.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes.len()
+    }
 }
 
 impl StoredEvent {
     fn size_bytes(&self) -> usize {
-        self.encoded.event.len() + self.encoded.personal_data.len()
+        self.event.len() + self.personal_data.size_bytes()
     }
 }
 

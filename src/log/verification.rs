@@ -13,7 +13,7 @@ use super::{NewEvent, Position};
 pub enum Origin {
     /// It has just been received.
     Received,
-    /// It was received some time ago: redriven from the quarantine.
+    /// It was received some time ago: redriven from the quarantine, or handed over late.
     Redriven,
     /// It corrects the event with this id, which was received some time ago.
     Correction(Uuid),

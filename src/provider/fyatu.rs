@@ -460,6 +460,7 @@ impl Data {
             email: text(&self.email),
             phone: text(&self.phone),
             claims,
+            erased: false,
         };
         (personal_data != PersonalData::default()).then_some(personal_data)
     }

@@ -364,6 +364,7 @@ impl Data {
             email: email.clone().unwrap_or_default(),
             phone: phone_number.clone().unwrap_or_default(),
             claims: Some(json::to_struct(claims)),
+            erased: false,
         })
     }
 }

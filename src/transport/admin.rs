@@ -6,18 +6,26 @@ use futures_util::{Stream, stream};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Shared, admission::Permit, grpc::parse_id, quarantine::not_found, status, subscribe};
+use super::{
+    Shared,
+    admission::Permit,
+    grpc::{caller, parse_id},
+    quarantine::not_found,
+    status, subscribe,
+};
 use crate::{
+    caller::Reach,
     event::NORMALIZER_VERSION,
     ingest::proto_timestamp,
     log::{Consumer, Health, OutOfRange, Position, QuarantineStats, ReadError},
     proto::{
         ConsumerStatus, DeleteConsumerRequest, DeleteConsumerResponse, Delivery,
-        DiscardQuarantinedRequest, DiscardQuarantinedResponse, GetDeliveryRequest,
-        GetDeliveryResponse, GetStatusRequest, GetStatusResponse, ListQuarantinedRequest,
-        ListQuarantinedResponse, ListSourcesRequest, ListSourcesResponse, LogStatus, OutcomeCounts,
-        QuarantineStatus, RedriveRequest, RedriveResponse, RenormalizeRequest, RenormalizeResponse,
-        SourceInfo, admin_service_server::AdminService, get_delivery_request::Target,
+        DiscardQuarantinedRequest, DiscardQuarantinedResponse, EraseSubjectRequest,
+        EraseSubjectResponse, GetDeliveryRequest, GetDeliveryResponse, GetStatusRequest,
+        GetStatusResponse, ListQuarantinedRequest, ListQuarantinedResponse, ListSourcesRequest,
+        ListSourcesResponse, LogStatus, OutcomeCounts, QuarantineStatus, RedriveRequest,
+        RedriveResponse, RenormalizeRequest, RenormalizeResponse, Scope, SourceInfo,
+        admin_service_server::AdminService, get_delivery_request::Target,
     },
     renormalize::Renormalization,
     source::{Counts, Source},
@@ -30,9 +38,12 @@ pub(super) struct Admin(pub(super) Shared);
 impl AdminService for Admin {
     async fn list_sources(
         &self,
-        _request: Request<ListSourcesRequest>,
+        request: Request<ListSourcesRequest>,
     ) -> Result<Response<ListSourcesResponse>, Status> {
+        let caller = caller(&request)?;
         let sources = self.0.ingestor.sources().iter();
+        let sources = sources
+            .filter(|source| caller.may(Scope::Admin, source.provider.name(), &source.account));
         Ok(Response::new(ListSourcesResponse {
             sources: sources.map(|source| info(source)).collect(),
         }))
@@ -42,7 +53,10 @@ impl AdminService for Admin {
         &self,
         request: Request<ListQuarantinedRequest>,
     ) -> Result<Response<ListQuarantinedResponse>, Status> {
-        let page = self.0.list_quarantined(request.into_inner()).await?;
+        let page = self
+            .0
+            .list_quarantined(&caller(&request)?, request.into_inner())
+            .await?;
         Ok(Response::new(page))
     }
 
@@ -50,7 +64,10 @@ impl AdminService for Admin {
         &self,
         request: Request<RedriveRequest>,
     ) -> Result<Response<RedriveResponse>, Status> {
-        let redriven = self.0.redrive(request.into_inner()).await?;
+        let redriven = self
+            .0
+            .redrive(&caller(&request)?, request.into_inner())
+            .await?;
         Ok(Response::new(redriven))
     }
 
@@ -58,7 +75,10 @@ impl AdminService for Admin {
         &self,
         request: Request<DiscardQuarantinedRequest>,
     ) -> Result<Response<DiscardQuarantinedResponse>, Status> {
-        let discarded = self.0.discard_quarantined(request.into_inner()).await?;
+        let discarded = self
+            .0
+            .discard_quarantined(&caller(&request)?, request.into_inner())
+            .await?;
         Ok(Response::new(discarded))
     }
 
@@ -72,8 +92,9 @@ impl AdminService for Admin {
         let shared = &self.0;
         // The stream keeps the permit of its call as long as it runs.
         let permit = request.extensions().get::<Permit>().cloned();
+        let caller = caller(&request)?;
         let request = request.into_inner();
-        let filter = subscribe::filter(request.filter)?;
+        let filter = subscribe::filter(request.filter)?.within(caller.reach(Scope::Admin));
         let walk = Renormalization::new(
             Arc::clone(&shared.ingestor),
             filter,
@@ -94,8 +115,9 @@ impl AdminService for Admin {
 
     async fn get_status(
         &self,
-        _request: Request<GetStatusRequest>,
+        request: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
+        unlimited(&request)?;
         let shared = &self.0;
         let stats = shared.log.stats();
         let consumers = shared.log.consumers().into_iter();
@@ -113,6 +135,7 @@ impl AdminService for Admin {
         &self,
         request: Request<DeleteConsumerRequest>,
     ) -> Result<Response<DeleteConsumerResponse>, Status> {
+        unlimited(&request)?;
         let consumer = request.into_inner().consumer;
         if consumer.is_empty() {
             return Err(status::invalid("consumer", "is missing"));
@@ -122,11 +145,19 @@ impl AdminService for Admin {
         Ok(Response::new(DeleteConsumerResponse {}))
     }
 
+    async fn erase_subject(
+        &self,
+        _request: Request<EraseSubjectRequest>,
+    ) -> Result<Response<EraseSubjectResponse>, Status> {
+        Err(Status::unimplemented("nothing is encrypted"))
+    }
+
     async fn get_delivery(
         &self,
         request: Request<GetDeliveryRequest>,
     ) -> Result<Response<GetDeliveryResponse>, Status> {
         let shared = &self.0;
+        let caller = caller(&request)?;
         let (position, delivery) = match request.into_inner().target {
             None => return Err(status::invalid("target", "is missing")),
             Some(Target::EventId(id)) => {
@@ -150,9 +181,24 @@ impl AdminService for Admin {
         };
         let delivery = Delivery::decode(delivery.ok_or_else(not_found)?);
         let delivery = delivery.map_err(|error| status::undecodable(position, &error))?;
+        let may = |scope| caller.may(scope, &delivery.provider, &delivery.account);
+        if !may(Scope::Admin) {
+            return Err(not_found());
+        }
+        if !may(Scope::PersonalData) {
+            return Err(status::scope_missing(Scope::PersonalData));
+        }
         Ok(Response::new(GetDeliveryResponse {
             delivery: Some(delivery),
         }))
+    }
+}
+
+/// Refuses a caller whose scope is limited: the call is about all sources.
+fn unlimited<T>(request: &Request<T>) -> Result<(), Status> {
+    match caller(request)?.reach(Scope::Admin) {
+        Reach::Everything => Ok(()),
+        Reach::Nothing | Reach::Limited(_) => Err(status::scope_missing(Scope::Admin)),
     }
 }
 

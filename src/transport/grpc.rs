@@ -9,16 +9,19 @@ use uuid::Uuid;
 
 use super::{Shared, ingest::Call, ingest_stream::IngestStream, status};
 use crate::{
+    caller::{Caller, Reach},
     config::DEFAULT_ACCOUNT,
     error::Code,
+    event,
     log::{Cursor, Position, ReadError, StoredEvent},
     proto::{
         CommitCursorRequest, CommitCursorResponse, GetEventRequest, GetEventResponse,
         GetVerificationRequest, GetVerificationResponse, IngestRequest, IngestResponse,
-        IngestStreamRequest, IngestStreamResponse, ListEventsRequest, ListEventsResponse,
+        IngestStreamRequest, IngestStreamResponse, ListEventsRequest, ListEventsResponse, Scope,
         SubscribeRequest, SubscribeResponse, VerificationEvent,
         verdict_service_server::VerdictService,
     },
+    subscription,
 };
 
 /// The service.
@@ -33,7 +36,7 @@ impl VerdictService for Verdict {
         &self,
         request: Request<IngestRequest>,
     ) -> Result<Response<IngestResponse>, Status> {
-        let call = Call::of(&request);
+        let call = Call::of(&request)?;
         let begun = self
             .0
             .begin(call, request.into_inner(), future::ready(()))?;
@@ -46,7 +49,7 @@ impl VerdictService for Verdict {
         &self,
         request: Request<Streaming<IngestStreamRequest>>,
     ) -> Result<Response<Self::IngestStreamStream>, Status> {
-        let call = Call::of(&request);
+        let call = Call::of(&request)?;
         let stream = IngestStream::open(self.0.clone(), call, request.into_inner())?;
         Ok(Response::new(stream.responses()))
     }
@@ -57,7 +60,8 @@ impl VerdictService for Verdict {
         &self,
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let responses = self.0.subscribe(request.into_inner()).await?;
+        let caller = caller(&request)?;
+        let responses = self.0.subscribe(&caller, request.into_inner()).await?;
         Ok(Response::new(responses))
     }
 
@@ -65,11 +69,16 @@ impl VerdictService for Verdict {
         &self,
         request: Request<GetEventRequest>,
     ) -> Result<Response<GetEventResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let personal_data = personal_data(&caller, request.include_personal_data)?;
         let event_id = parse_id("event_id", &request.event_id)?;
-        let stored = self.0.find(event_id).await?;
+        let stored = self
+            .0
+            .find(event_id, caller.reach(Scope::Subscribe))
+            .await?;
         Ok(Response::new(GetEventResponse {
-            event: Some(decode(&stored, request.include_personal_data)?),
+            event: Some(self.0.event(&stored, &personal_data).await?),
             cursor: self.0.cursor(stored.position).encode(),
         }))
     }
@@ -78,7 +87,8 @@ impl VerdictService for Verdict {
         &self,
         request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
-        let page = self.0.list(request.into_inner()).await?;
+        let caller = caller(&request)?;
+        let page = self.0.list(&caller, request.into_inner()).await?;
         Ok(Response::new(page))
     }
 
@@ -86,15 +96,17 @@ impl VerdictService for Verdict {
         &self,
         request: Request<GetVerificationRequest>,
     ) -> Result<Response<GetVerificationResponse>, Status> {
-        let verification = self.0.verification(request.into_inner()).await?;
-        Ok(Response::new(verification))
+        let caller = caller(&request)?;
+        let verification = self.0.verification(&caller, request.into_inner()).await;
+        Ok(Response::new(verification?))
     }
 
     async fn commit_cursor(
         &self,
         request: Request<CommitCursorRequest>,
     ) -> Result<Response<CommitCursorResponse>, Status> {
-        self.0.commit(request.into_inner()).await?;
+        let caller = caller(&request)?;
+        self.0.commit(&caller, request.into_inner()).await?;
         Ok(Response::new(CommitCursorResponse {}))
     }
 }
@@ -116,13 +128,29 @@ impl Shared {
         resolved.map_err(|refused| status::out_of_range(&refused.to_string(), &self.first()))
     }
 
-    /// The event with this id.
-    pub(super) async fn find(&self, event_id: Uuid) -> Result<StoredEvent, Status> {
+    /// The event with this id, for someone who may see no more than this.
+    pub(super) async fn find(&self, event_id: Uuid, reach: &Reach) -> Result<StoredEvent, Status> {
         let found = self.log.find(event_id).await;
         let found = found.map_err(|failed| self.read_error(failed))?;
-        found.ok_or_else(|| {
+        let visible = found.filter(|stored| match event::source_of(&stored.event) {
+            Some(source) => reach.covers(&source.provider, &source.account),
+            None => *reach == Reach::Everything,
+        });
+        visible.ok_or_else(|| {
             status::error(Code::EventNotFound, "the log holds no event with this id")
         })
+    }
+
+    /// A stored event, with its personal data if it is of one of these sources.
+    pub(super) async fn event(
+        &self,
+        stored: &StoredEvent,
+        personal_data: &Reach,
+    ) -> Result<VerificationEvent, Status> {
+        let event = subscription::visible(self.log.as_ref(), stored, personal_data).await;
+        let event = event.map_err(|failed| self.read_error(failed))?;
+        VerificationEvent::decode(event)
+            .map_err(|error| status::undecodable(stored.position, &error))
     }
 
     /// A read that failed. Who was overtaken by retention is told where the log begins.
@@ -137,6 +165,21 @@ impl Shared {
     }
 }
 
+/// Who makes a call.
+pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| status::error(Code::Unauthenticated, "nobody knows who calls"))
+}
+
+/// Of which sources a caller is given the personal data, as far as it is asked for.
+pub(super) fn personal_data(caller: &Caller, asked: bool) -> Result<Reach, Status> {
+    match asked {
+        false => Ok(Reach::Nothing),
+        true if caller.has(Scope::PersonalData) => Ok(caller.reach(Scope::PersonalData).clone()),
+        true => Err(status::scope_missing(Scope::PersonalData)),
+    }
+}
+
 /// The id in a field of a request.
 pub(super) fn parse_id(field: &str, text: &str) -> Result<Uuid, Status> {
     Uuid::parse_str(text).map_err(|_| status::invalid(field, "is not a UUID"))
@@ -148,13 +191,4 @@ pub(super) fn account_or_default(account: &str) -> &str {
         "" => DEFAULT_ACCOUNT,
         account => account,
     }
-}
-
-/// The event that was stored.
-pub(super) fn decode(
-    stored: &StoredEvent,
-    with_personal_data: bool,
-) -> Result<VerificationEvent, Status> {
-    let decoded = VerificationEvent::decode(stored.encoded.to_bytes(with_personal_data));
-    decoded.map_err(|error| status::undecodable(stored.position, &error))
 }

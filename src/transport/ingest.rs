@@ -10,30 +10,33 @@ use uuid::Uuid;
 use super::{
     Shared,
     admission::Permit,
-    grpc::{account_or_default, decode},
+    grpc::{account_or_default, caller},
     now, status,
 };
 use crate::{
+    caller::{Caller, Reach},
     error::Code,
-    ingest::{EventPlace, IngestError, Outcome},
-    proto::{IngestRequest, IngestResponse, IngestStatus, TraceContext, VerificationEvent},
+    ingest::{EventPlace, IngestError, Outcome, Received, jiff_timestamp},
+    proto::{IngestRequest, IngestResponse, IngestStatus, Scope, TraceContext, VerificationEvent},
     provider::RawWebhook,
 };
 
 /// What the webhooks of one call have in common.
 #[derive(Clone)]
 pub(super) struct Call {
+    caller: Caller,
     trace: Option<TraceContext>,
     /// Held as long as anything of the call goes on.
     _permit: Option<Permit>,
 }
 
 impl Call {
-    pub(super) fn of<T>(request: &Request<T>) -> Self {
-        Self {
+    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        Ok(Self {
+            caller: caller(request)?,
             trace: trace_context(request.metadata()),
             _permit: request.extensions().get::<Permit>().cloned(),
-        }
+        })
     }
 
     /// The same call, holding another permit instead.
@@ -60,10 +63,10 @@ impl Shared {
         request: IngestRequest,
         turn: impl Future<Output = T> + Send + 'static,
     ) -> Result<Begun, Status> {
-        let received_at = now();
         self.check_limits(&request)?;
         let return_event = request.return_event;
         let account = account_or_default(&request.account).to_owned();
+        let receipt = receipt(&call.caller, &request, &account)?;
         let webhook = RawWebhook {
             payload: request.payload,
             headers: request
@@ -74,10 +77,10 @@ impl Shared {
         };
         let ingestor = Arc::clone(&self.ingestor);
         let ingested = self.ingests.spawn(async move {
-            let Call { trace, _permit } = call;
+            let Call { trace, _permit, .. } = call;
             let _turn = turn.await;
             ingestor
-                .ingest(&request.provider, &account, webhook, received_at, trace)
+                .ingest(&request.provider, &account, webhook, receipt, trace)
                 .await
         });
         Ok(Begun {
@@ -166,13 +169,34 @@ impl Shared {
     /// The event that a webhook has become. It is in the log, whether it can be read back or not: an error would have it
     /// sent again.
     async fn ingested(&self, event_id: Uuid) -> Option<VerificationEvent> {
-        let read = self.find(event_id).await;
-        let read = read.and_then(|stored| decode(&stored, false));
+        let read = match self.find(event_id, &Reach::Everything).await {
+            Ok(stored) => self.event(&stored, &Reach::Nothing).await,
+            Err(failed) => Err(failed),
+        };
         if let Err(failed) = &read {
             warn!(event.id = %event_id, error = failed.message(), "an event cannot be returned with its answer");
         }
         read.ok()
     }
+}
+
+/// When a webhook was received, and whether that was some time ago: the caller is believed if it may say so.
+fn receipt(caller: &Caller, request: &IngestRequest, account: &str) -> Result<Received, Status> {
+    let provider = &request.provider;
+    if !caller.may(Scope::Ingest, provider, account) {
+        return Err(status::scope_missing(Scope::Ingest));
+    }
+    let now = now();
+    let Some(claimed) = request.received_at else {
+        return Ok(Received::Now(now));
+    };
+    if !caller.may(Scope::Backfill, provider, account) {
+        return Ok(Received::Now(now));
+    }
+    let claimed = jiff_timestamp(claimed).filter(|claimed| *claimed <= now);
+    let claimed =
+        claimed.ok_or_else(|| status::invalid("received_at", "is not a time of the past"))?;
+    Ok(Received::Before(claimed))
 }
 
 /// The trace of a call, if its metadata is well-formed. See <https://www.w3.org/TR/trace-context/>.

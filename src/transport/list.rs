@@ -4,21 +4,22 @@ use tokio::task;
 use tonic::Status;
 
 use super::{
-    Shared,
-    grpc::decode,
+    Shared, grpc,
     page::{self, MAX_SCANNED, PAGE_BYTES, Pages, SCAN_LIMIT},
     status, subscribe,
 };
 use crate::{
+    caller::{Caller, Reach},
     filter::Filter,
     log::{EventLog, Position, ReadError, ReadLimit, StoredEvent},
-    proto::{EventOrder, ListEventsRequest, ListEventsResponse, ListedEvent},
+    proto::{EventOrder, ListEventsRequest, ListEventsResponse, ListedEvent, Scope},
 };
 
 impl Shared {
     /// One page of events.
     pub(super) async fn list(
         &self,
+        caller: &Caller,
         request: ListEventsRequest,
     ) -> Result<ListEventsResponse, Status> {
         let (pages, oldest_first) = match EventOrder::try_from(request.order) {
@@ -28,8 +29,8 @@ impl Shared {
         };
         let mut page = Page {
             shared: self,
-            filter: subscribe::filter(request.filter)?,
-            personal_data: request.include_personal_data,
+            filter: subscribe::filter(request.filter)?.within(caller.reach(Scope::Subscribe)),
+            personal_data: grpc::personal_data(caller, request.include_personal_data)?,
             size: page::page_size(request.page_size)?,
             events: Vec::new(),
             bytes: 0,
@@ -52,7 +53,7 @@ impl Shared {
 struct Page<'a> {
     shared: &'a Shared,
     filter: Filter,
-    personal_data: bool,
+    personal_data: Reach,
     /// How many events it may hold.
     size: usize,
     events: Vec<ListedEvent>,
@@ -84,7 +85,7 @@ impl Page<'_> {
                 return Ok(None);
             }
             for stored in read {
-                if !self.add(&stored)? {
+                if !self.add(&stored).await? {
                     return Ok(Some(position));
                 }
                 position = stored.position;
@@ -118,7 +119,7 @@ impl Page<'_> {
                 continue;
             };
             for stored in block.iter().rev() {
-                if !self.add(stored)? {
+                if !self.add(stored).await? {
                     return Ok(Some(stored.position));
                 }
             }
@@ -128,17 +129,17 @@ impl Page<'_> {
     }
 
     /// Looks at the next event. Returns false if the page is full, and the event is for the next one.
-    fn add(&mut self, stored: &StoredEvent) -> Result<bool, Status> {
+    async fn add(&mut self, stored: &StoredEvent) -> Result<bool, Status> {
         if self.events.len() == self.size || self.scanned == MAX_SCANNED {
             return Ok(false);
         }
-        if self.filter.matches(&stored.encoded.event) {
-            self.bytes += page::size_bytes(stored, self.personal_data);
+        if self.filter.matches(&stored.event) {
+            self.bytes += page::size_bytes(stored, &self.personal_data);
             if self.bytes > PAGE_BYTES && !self.events.is_empty() {
                 return Ok(false);
             }
             self.events.push(ListedEvent {
-                event: Some(decode(stored, self.personal_data)?),
+                event: Some(self.shared.event(stored, &self.personal_data).await?),
                 cursor: self.shared.cursor(stored.position).encode(),
             });
         }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod admission;
+mod authorization;
 mod grpc;
 mod health;
 mod ingest;
@@ -40,7 +41,7 @@ use crate::{
 };
 use uuid::Uuid;
 
-use self::admission::Admitted;
+use self::{admission::Admitted, authorization::Authorization};
 
 /// Why the server ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +160,7 @@ pub async fn run(
         .max_concurrent_streams(shared.config.max_concurrent_streams_per_connection)
         // Errors that tonic makes itself get the details that all our errors have.
         .layer(MapResponseLayer::new(status::with_details))
+        .layer(Authorization)
         .add_service(verdict_service(&shared))
         .add_service(admin_service(&shared))
         .add_service(health)

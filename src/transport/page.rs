@@ -3,7 +3,10 @@
 use tonic::Status;
 
 use super::{Shared, status};
-use crate::log::{Cursor, Position, QuarantineKind, ReadLimit, StoredEvent};
+use crate::{
+    caller::Reach,
+    log::{Cursor, Position, QuarantineKind, ReadLimit, StoredEvent},
+};
 
 /// The most that one page holds, unless a single record is larger: callers take 4 MiB by default.
 pub(super) const PAGE_BYTES: usize = 1 << 20;
@@ -29,12 +32,13 @@ pub(super) fn page_size(asked: u32) -> Result<usize, Status> {
 }
 
 /// How much of a page an event takes up.
-pub(super) fn size_bytes(stored: &StoredEvent, with_personal_data: bool) -> usize {
-    let personal_data = match with_personal_data {
-        true => stored.encoded.personal_data.len(),
-        false => 0,
-    };
-    stored.encoded.event.len() + personal_data
+pub(super) fn size_bytes(stored: &StoredEvent, personal_data: &Reach) -> usize {
+    match personal_data {
+        Reach::Nothing => stored.event.len(),
+        Reach::Limited(_) | Reach::Everything => {
+            stored.event.len() + stored.personal_data.size_bytes()
+        }
+    }
 }
 
 /// What comes in pages. A token is good for one of these only.

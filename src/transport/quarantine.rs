@@ -9,18 +9,19 @@ use uuid::Uuid;
 
 use super::{
     Shared,
-    grpc::parse_id,
+    grpc::{parse_id, personal_data},
     page::{self, MAX_SCANNED, PAGE_BYTES, Pages, SCAN_LIMIT},
     status,
 };
 use crate::{
+    caller::{Caller, Reach},
     error::Code,
     ingest,
     log::{AppendError, EventLog, QuarantineKind, ReadError, ReadLimit, StoredQuarantined},
     proto::{
         Delivery, DiscardQuarantinedRequest, DiscardQuarantinedResponse, IngestStatus,
         ListQuarantinedRequest, ListQuarantinedResponse, QuarantineFilter, QuarantineReason,
-        QuarantinedDelivery, RedriveRequest, RedriveResponse, RedrivenDelivery,
+        QuarantinedDelivery, RedriveRequest, RedriveResponse, RedrivenDelivery, Scope,
         discard_quarantined_request, redrive_request,
     },
     redrive::Redriven,
@@ -32,10 +33,13 @@ const MAX_REDRIVEN: usize = 500;
 impl Shared {
     pub(super) async fn list_quarantined(
         &self,
+        caller: &Caller,
         request: ListQuarantinedRequest,
     ) -> Result<ListQuarantinedResponse, Status> {
         let page_size = page::page_size(request.page_size)?;
-        let wanted = Wanted::new("reason", request.provider, request.account, request.reason)?;
+        let (provider, account) = (request.provider, request.account);
+        let wanted = Wanted::new(caller, "reason", provider, account, request.reason)?;
+        let personal_data = personal_data(caller, request.include_deliveries)?;
         let pages = Pages::Quarantined(wanted.kind);
         let after = self.quarantine_start(pages, &request.page_token)?;
         let mut scan = Scan::new(&*self.log, &wanted, after);
@@ -50,7 +54,7 @@ impl Shared {
             }
             let Some(found) = scan.look() else { continue };
             let summary = match found {
-                Found::Delivery(found) => found.listed(request.include_deliveries),
+                Found::Delivery(found) => found.listed(&personal_data),
                 Found::Damaged => QuarantinedDelivery {
                     detail: DAMAGED.to_owned(),
                     ..Default::default()
@@ -62,7 +66,11 @@ impl Shared {
         Ok(response)
     }
 
-    pub(super) async fn redrive(&self, request: RedriveRequest) -> Result<RedriveResponse, Status> {
+    pub(super) async fn redrive(
+        &self,
+        caller: &Caller,
+        request: RedriveRequest,
+    ) -> Result<RedriveResponse, Status> {
         use redrive_request::Target;
         match request.target {
             None => Err(status::invalid("target", "is missing")),
@@ -71,9 +79,7 @@ impl Shared {
             }
             Some(Target::QuarantineId(id)) => {
                 let id = parse_id("quarantine_id", &id)?;
-                let found = self.log.find_quarantined(id).await;
-                let found = found.map_err(status::read_error)?;
-                let found = found.ok_or_else(not_found)?;
+                let found = self.operable(caller, id).await?;
                 let redriven = self.redrive_one(id, &found).await;
                 let redriven = redriven.map_err(status::append_error)?;
                 Ok(RedriveResponse {
@@ -82,7 +88,7 @@ impl Shared {
                 })
             }
             Some(Target::Filter(filter)) => {
-                self.redrive_page(&Wanted::try_from(filter)?, &request.page_token)
+                self.redrive_page(&Wanted::of(caller, filter)?, &request.page_token)
                     .await
             }
         }
@@ -142,6 +148,19 @@ impl Shared {
         Ok(true)
     }
 
+    /// The delivery with this id, if the caller may operate on it.
+    async fn operable(&self, caller: &Caller, id: Uuid) -> Result<StoredQuarantined, Status> {
+        let found = self.log.find_quarantined(id).await;
+        let found = found.map_err(status::read_error)?.ok_or_else(not_found)?;
+        let source = QuarantinedDelivery::decode(found.summary.clone()).ok();
+        let reach = caller.reach(Scope::Admin);
+        match source {
+            Some(summary) if reach.covers(&summary.provider, &summary.account) => Ok(found),
+            None if *reach == Reach::Everything => Ok(found),
+            Some(_) | None => Err(not_found()),
+        }
+    }
+
     async fn redrive_one(
         &self,
         id: Uuid,
@@ -169,6 +188,7 @@ impl Shared {
 
     pub(super) async fn discard_quarantined(
         &self,
+        caller: &Caller,
         request: DiscardQuarantinedRequest,
     ) -> Result<DiscardQuarantinedResponse, Status> {
         use discard_quarantined_request::Target;
@@ -176,12 +196,13 @@ impl Shared {
             None => return Err(status::invalid("target", "is missing")),
             Some(Target::QuarantineId(id)) => {
                 let id = parse_id("quarantine_id", &id)?;
+                self.operable(caller, id).await?;
                 match self.discard(&[id]).await? {
                     0 => return Err(not_found()),
                     discarded => discarded,
                 }
             }
-            Some(Target::Filter(filter)) => self.discard_all(&Wanted::try_from(filter)?).await?,
+            Some(Target::Filter(filter)) => self.discard_all(&Wanted::of(caller, filter)?).await?,
         };
         tracing::info!(
             quarantine.discarded = discarded,
@@ -224,10 +245,13 @@ struct Wanted {
     provider: String,
     account: String,
     reason: QuarantineReason,
+    /// Which deliveries there are for whoever asks.
+    reach: Reach,
 }
 
 impl Wanted {
     fn new(
+        caller: &Caller,
         reason_field: &str,
         provider: String,
         account: String,
@@ -240,7 +264,17 @@ impl Wanted {
             provider,
             account,
             reason,
+            reach: caller.reach(Scope::Admin).clone(),
         })
+    }
+
+    fn of(caller: &Caller, filter: QuarantineFilter) -> Result<Self, Status> {
+        let QuarantineFilter {
+            provider,
+            account,
+            reason,
+        } = filter;
+        Self::new(caller, "filter.reason", provider, account, reason)
     }
 
     /// Whether a whole quarantine is meant, and with it what nobody knows of what it is.
@@ -249,28 +283,17 @@ impl Wanted {
             self.reason,
             QuarantineReason::Unspecified | QuarantineReason::Unverified
         );
-        self.provider.is_empty() && self.account.is_empty() && any_reason
+        let any_source = self.provider.is_empty() && self.account.is_empty();
+        any_source && any_reason && self.reach == Reach::Everything
     }
 
     fn matches(&self, summary: &QuarantinedDelivery) -> bool {
         let wants = |wanted: &str, value: &str| wanted.is_empty() || wanted == value;
         let any_reason = self.reason == QuarantineReason::Unspecified;
-        wants(&self.provider, &summary.provider)
+        self.reach.covers(&summary.provider, &summary.account)
+            && wants(&self.provider, &summary.provider)
             && wants(&self.account, &summary.account)
             && (any_reason || self.reason == summary.reason())
-    }
-}
-
-impl TryFrom<QuarantineFilter> for Wanted {
-    type Error = Status;
-
-    fn try_from(filter: QuarantineFilter) -> Result<Self, Status> {
-        let QuarantineFilter {
-            provider,
-            account,
-            reason,
-        } = filter;
-        Self::new("filter.reason", provider, account, reason)
     }
 }
 
@@ -321,9 +344,10 @@ impl Delivered {
         })
     }
 
-    fn listed(self, with_delivery: bool) -> QuarantinedDelivery {
+    /// With the raw delivery, if it is of one of these sources.
+    fn listed(self, deliveries: &Reach) -> QuarantinedDelivery {
         let mut summary = self.summary;
-        if with_delivery {
+        if deliveries.covers(&summary.provider, &summary.account) {
             match Delivery::decode(self.stored.delivery) {
                 Ok(delivery) => summary.delivery = Some(delivery),
                 Err(_) => summary.detail = DAMAGED.to_owned(),

@@ -9,7 +9,7 @@ use crate::{
     error::Code,
     ingest::IngestError,
     log::{AppendError, Cursor, Position, ReadError},
-    proto::IngestStreamError,
+    proto::{IngestStreamError, Scope},
     renormalize,
 };
 
@@ -49,6 +49,14 @@ pub(super) fn invalid(field: &str, description: impl Into<String>) -> Status {
 pub(super) fn out_of_range(message: &str, first_available: &Cursor) -> Status {
     let metadata = HashMap::from([("first_available".to_owned(), first_available.encode())]);
     with_metadata(Code::CursorOutOfRange, message, metadata)
+}
+
+/// The caller lacks a scope, at all or for what the call is about.
+pub(super) fn scope_missing(scope: Scope) -> Status {
+    let name = scope.as_str_name();
+    let message = format!("the caller has no {name} for this");
+    let metadata = HashMap::from([("scope".to_owned(), name.to_owned())]);
+    with_metadata(Code::ScopeMissing, message, metadata)
 }
 
 /// The server is shutting down.

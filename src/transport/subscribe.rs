@@ -6,14 +6,19 @@ use futures_util::stream;
 use prost_types::Timestamp;
 use tonic::Status;
 
-use super::{Shared, grpc::Responses, now, status};
+use super::{
+    Shared,
+    grpc::{Responses, personal_data},
+    now, status,
+};
 use crate::{
+    caller::Caller,
     error::Code,
     filter::Filter,
     ingest::proto_timestamp,
     log::{Commit, CommitError, Consumer, Cursor, Position},
     proto::{
-        CaughtUp, CommitCursorRequest, Draining, EventFilter, FellBehind, Heartbeat,
+        CaughtUp, CommitCursorRequest, Draining, EventFilter, FellBehind, Heartbeat, Scope,
         SubscribeMessage, SubscribeRequest, SubscribeResponse, subscribe_request::Start,
     },
     subscription::{EndError, Message, Options, Subscription},
@@ -26,6 +31,7 @@ impl Shared {
     /// Opens a stream of events.
     pub(super) async fn subscribe(
         &self,
+        caller: &Caller,
         request: SubscribeRequest,
     ) -> Result<Responses<SubscribeResponse>, Status> {
         let Ok(permit) = Arc::clone(&self.subscriptions).try_acquire_owned() else {
@@ -33,7 +39,7 @@ impl Shared {
             let message = format!("{limit} subscriptions are open already; try again");
             return Err(status::error(Code::Overloaded, message));
         };
-        let options = self.options(request).await?;
+        let options = self.options(caller, request).await?;
         let log = Arc::clone(&self.log);
         let subscription = Subscription::new(log, options, self.draining.clone());
         let open = (subscription, self.clone(), permit);
@@ -52,12 +58,16 @@ impl Shared {
     }
 
     /// Stores how far a consumer has come.
-    pub(super) async fn commit(&self, request: CommitCursorRequest) -> Result<(), Status> {
+    pub(super) async fn commit(
+        &self,
+        caller: &Caller,
+        request: CommitCursorRequest,
+    ) -> Result<(), Status> {
         check_consumer(&request.consumer)?;
         let position = self.resolve("cursor", &request.cursor)?;
         let commit = Commit {
             consumer: Consumer {
-                name: request.consumer,
+                name: owned_by(caller, &request.consumer),
                 cursor: self.cursor(position),
                 committed_at: proto_timestamp(now()),
             },
@@ -67,24 +77,27 @@ impl Shared {
     }
 
     /// Checks what a subscriber asks for, and finds where it starts.
-    async fn options(&self, request: SubscribeRequest) -> Result<Options, Status> {
+    async fn options(&self, caller: &Caller, request: SubscribeRequest) -> Result<Options, Status> {
         if !request.consumer.is_empty() {
             check_consumer(&request.consumer)?;
         }
-        tracing::info!(consumer.name = ?request.consumer, "a subscriber has come");
-        let filter = filter(request.filter)?;
+        let personal_data = personal_data(caller, request.include_personal_data)?;
+        let consumer = owned_by(caller, &request.consumer);
+        tracing::info!(consumer.name = ?consumer, "a subscriber has come");
+        let filter = filter(request.filter)?.within(caller.reach(Scope::Subscribe));
         let heartbeat = heartbeat(request.heartbeat_interval)?;
-        let (after, may_move) = self.start(request.start, &request.consumer).await?;
+        let (after, may_move) = self.start(request.start, &consumer).await?;
         Ok(Options {
             after,
             may_move,
             filter,
-            personal_data: request.include_personal_data,
+            personal_data,
             stop_when_caught_up: request.stop_when_caught_up,
             heartbeat,
         })
     }
 
+    /// `consumer` is empty when the subscriber gives no name.
     async fn start(&self, start: Option<Start>, consumer: &str) -> Result<StartPlace, Status> {
         match start {
             None | Some(Start::Latest(_)) => Ok((self.log.tail().end(), false)),
@@ -123,6 +136,15 @@ impl Shared {
         let cursor =
             Cursor::decode(text).map_err(|error| status::invalid(field, format!("is {error}")))?;
         self.place(&cursor)
+    }
+}
+
+/// The name under which the log knows a consumer. Each caller has names of its own, so that none can move the cursors of
+/// another.
+fn owned_by(caller: &Caller, consumer: &str) -> String {
+    match caller.name() {
+        Some(caller) if !consumer.is_empty() => format!("{caller}/{consumer}"),
+        _ => consumer.to_owned(),
     }
 }
 

@@ -4,15 +4,16 @@ use tonic::Status;
 
 use super::{
     Shared,
-    grpc::{account_or_default, decode},
+    grpc::{account_or_default, personal_data},
     page::{self, PAGE_BYTES, Pages},
     status,
 };
 use crate::{
+    caller::{Caller, Reach},
     error::Code,
     event,
     log::{Position, ReadError, ReadLimit, StoredEvent, VerificationState},
-    proto::{GetVerificationRequest, GetVerificationResponse, VerificationEvent},
+    proto::{GetVerificationRequest, GetVerificationResponse, Scope, VerificationEvent},
 };
 
 /// How many events of a history are read at once. They may be large.
@@ -22,11 +23,16 @@ impl Shared {
     /// Where a verification stands, and one page of its history.
     pub(super) async fn verification(
         &self,
+        caller: &Caller,
         request: GetVerificationRequest,
     ) -> Result<GetVerificationResponse, Status> {
         let key = key(&request)?;
+        let account = account_or_default(&request.account);
+        if !caller.may(Scope::Subscribe, &request.provider, account) {
+            return Err(not_found());
+        }
         let page_size = page::page_size(request.page_size)?;
-        let personal_data = request.include_personal_data;
+        let personal_data = &personal_data(caller, request.include_personal_data)?;
         let start = self.page_start(Pages::History, &request.page_token)?;
         let state = self.log.verification(key).await;
         let state = state
@@ -47,8 +53,10 @@ impl Shared {
             }
             Err(failed) => return Err(self.read_error(failed)),
         };
-        let history = stored.iter().map(|stored| decode(stored, personal_data));
-        let history: Vec<VerificationEvent> = history.collect::<Result<_, _>>()?;
+        let mut history = Vec::with_capacity(stored.len());
+        for stored in &stored {
+            history.push(self.event(stored, personal_data).await?);
+        }
         // A token leads to a place in the log; it must be one of this verification.
         if history.first().and_then(event::verification_key) != Some(key) {
             return Err(status::invalid("page_token", "is of another verification"));
@@ -67,7 +75,7 @@ impl Shared {
     async fn current(
         &self,
         state: &VerificationState,
-        personal_data: bool,
+        personal_data: &Reach,
     ) -> Result<Option<VerificationEvent>, Status> {
         const ONE: ReadLimit = ReadLimit {
             records: 1,
@@ -81,8 +89,10 @@ impl Shared {
             Err(ReadError::NotRetained) => return Ok(None),
             read => read.map_err(|failed| self.read_error(failed))?,
         };
-        let current = read.first().map(|stored| decode(stored, personal_data));
-        current.transpose()
+        match read.first() {
+            Some(stored) => self.event(stored, personal_data).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// One page of a history, and where the next one begins. It ends where retention has come to.
@@ -90,7 +100,7 @@ impl Shared {
         &self,
         from: Position,
         page_size: usize,
-        personal_data: bool,
+        personal_data: &Reach,
     ) -> Result<(Vec<StoredEvent>, Option<Position>), ReadError> {
         let mut events: Vec<StoredEvent> = Vec::new();
         let mut bytes = 0;

@@ -25,7 +25,7 @@ use verdict::{
 
 use crate::{
     backup::{copy, copy_log},
-    log::{ALL, at, decode, new_event},
+    log::{ALL, at, new_event, whole},
     support::log_config,
 };
 
@@ -42,7 +42,7 @@ async fn contents(log: &EmbeddedLog) -> String {
     let mut text = String::new();
     writeln!(text, "start {} end {}", log.start().0, log.tail().end().0).unwrap();
     for stored in log.read(log.start(), ALL).await.unwrap() {
-        let event = decode(&stored);
+        let event = whole(log, &stored).await;
         let delivery = log.delivery(stored.position).await.unwrap();
         let id = event.event_id.parse().unwrap();
         assert_eq!(log.find(id).await.unwrap().as_ref(), Some(&stored));

@@ -344,10 +344,6 @@ async fn the_time_and_trace_of_an_event_are_those_of_the_call() {
     let before = crate::support::real_now().as_second();
     let mut call = gu1_request(gu1_body("1"));
     call.return_event = true;
-    call.received_at = Some(prost_types::Timestamp {
-        seconds: 1,
-        nanos: 0,
-    });
     let mut call = tonic::Request::new(call);
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     call.metadata_mut()
@@ -361,10 +357,7 @@ async fn the_time_and_trace_of_an_event_are_those_of_the_call() {
         .into_inner()
         .event
         .unwrap();
-    assert!(
-        event.received_at.unwrap().seconds >= before,
-        "a caller chose the time"
-    );
+    assert!(event.received_at.unwrap().seconds >= before);
     assert_eq!(event.trace.unwrap().traceparent, traceparent);
     assert_eq!(event.normalizer_version, event::NORMALIZER_VERSION);
 }

@@ -78,6 +78,7 @@ pub(crate) fn new_event(
         event_id: Uuid::from_u128(number),
         content_sha256: [number as u8; 32],
         verification: verification.map(|verification| [verification; 32]),
+        subject: [verification.unwrap_or(0); 32],
         occurred_at: occurred_at.map(at),
         received_at: at(1000 + number as i64),
         origin: Origin::Received,
@@ -86,8 +87,14 @@ pub(crate) fn new_event(
     }
 }
 
+/// A stored event with its personal data.
+pub(crate) async fn whole(log: &dyn EventLog, stored: &StoredEvent) -> VerificationEvent {
+    let personal_data = log.personal_data(stored).await.unwrap();
+    VerificationEvent::decode(event::merge(&stored.event, &personal_data)).unwrap()
+}
+
 pub(crate) fn decode(stored: &StoredEvent) -> VerificationEvent {
-    VerificationEvent::decode(stored.encoded.to_bytes(true)).unwrap()
+    VerificationEvent::decode(stored.event.clone()).unwrap()
 }
 
 #[tokio::test]
@@ -108,7 +115,11 @@ async fn events_are_read_in_the_order_of_their_positions() {
             let positions: Vec<u64> = events.iter().map(|event| event.position.0).collect();
             assert_eq!(positions, [4, 5, 6, 7, 8, 9, 10]);
             assert_eq!(
-                decode(&events[0]).personal_data.unwrap().full_name,
+                whole(log, &events[0])
+                    .await
+                    .personal_data
+                    .unwrap()
+                    .full_name,
                 "name 4"
             );
             assert!(log.read(Position(10), ALL).await.unwrap().is_empty());
@@ -144,7 +155,7 @@ async fn a_read_stops_at_its_limits() {
             )
             .await
             .unwrap();
-        let size = one[0].encoded.event.len() + one[0].encoded.personal_data.len();
+        let size = one[0].event.len() + one[0].personal_data.size_bytes();
         assert_eq!(read(usize::MAX, 2 * size).await, 2);
     }
 }

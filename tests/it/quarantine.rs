@@ -527,7 +527,7 @@ async fn redriving_by_filter_goes_on_page_by_page_and_leaves_nothing_out(log: Ar
     let subjects: Vec<usize> = stored
         .iter()
         .map(|stored| {
-            let event = VerificationEvent::decode(stored.encoded.event.clone()).unwrap();
+            let event = VerificationEvent::decode(stored.event.clone()).unwrap();
             let subject = event.subject.unwrap().provider_subject_id;
             subject["ent-".len()..].parse().unwrap()
         })

@@ -71,6 +71,7 @@ async fn append(log: &Arc<dyn EventLog>, event: VerificationEvent, delivery: Byt
         event_id: Uuid::parse_str(&event.event_id).unwrap(),
         content_sha256: [7; 32],
         verification: event::verification_key(&event),
+        subject: [0; 32],
         occurred_at: event.occurred_at,
         received_at: event.received_at.unwrap(),
         origin: Origin::Received,
@@ -232,7 +233,8 @@ async fn a_corrected_event_names_what_it_corrects_and_is_appended_once() {
         .read(Position(1), verdict::subscription::READ_LIMIT)
         .await
         .unwrap();
-    let whole = VerificationEvent::decode(whole[0].encoded.to_bytes(true)).unwrap();
+    let personal_data = log.personal_data(&whole[0]).await.unwrap();
+    let whole = VerificationEvent::decode(event::merge(&whole[0].event, &personal_data)).unwrap();
     assert_eq!(whole.personal_data, stored.personal_data);
 
     // Again: as it was corrected, it is what it would be today.

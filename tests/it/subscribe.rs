@@ -11,6 +11,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 use uuid::Uuid;
 use verdict::{
+    caller::Reach,
     event,
     filter::Filter,
     log::{EventLog, Position},
@@ -121,16 +122,17 @@ async fn an_event_is_sent_as_it_lies_in_the_log() {
         .await
         .unwrap()
         .remove(0);
-    assert!(!stored.encoded.personal_data.is_empty());
+    let personal_data = server.log.personal_data(&stored).await.unwrap();
+    assert!(!personal_data.is_empty());
     for include_personal_data in [false, true] {
         let subscribe = SubscribeRequest {
             include_personal_data,
             ..from_earliest()
         };
         let sent = next(&mut server.subscribe(subscribe).await).await.message;
-        let mut expected = stored.encoded.event.to_vec();
+        let mut expected = stored.event.to_vec();
         if include_personal_data {
-            expected.extend_from_slice(&stored.encoded.personal_data);
+            expected.extend_from_slice(&personal_data);
         }
         assert_eq!(sent, Some(SubscribeMessage::Event(expected.into())));
     }
@@ -516,7 +518,7 @@ fn options() -> Options {
         after: Position(0),
         may_move: false,
         filter: Filter::try_from(EventFilter::default()).unwrap(),
-        personal_data: false,
+        personal_data: Reach::Nothing,
         stop_when_caught_up: false,
         heartbeat: Duration::from_secs(15),
     }

@@ -349,6 +349,7 @@ pub(crate) async fn append(log: &Arc<dyn EventLog>, number: u128, size_bytes: us
         event_id: Uuid::from_u128(number),
         content_sha256: [0; 32],
         verification: None,
+        subject: [0; 32],
         occurred_at: None,
         received_at: ProtoTimestamp::default(),
         origin: Origin::Received,

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use verdict::{
     config::ServerConfig,
     event::{self, EncodedEvent},
-    log::{EventLog, Health, Position, QuarantineKind, StoredEvent, StoredQuarantined},
+    log::{Appended, EventLog, Health, NewEvent, Position, QuarantineKind, StoredQuarantined},
     proto::{
         Earliest, EventOrder, GetDeliveryRequest, GetEventRequest, GetStatusRequest, Header,
         IngestRequest, IngestStatus, ListEventsRequest, ListQuarantinedRequest, ListSourcesRequest,
@@ -25,15 +25,16 @@ use verdict::{
     },
     provider::{Headers, RawWebhook},
     source::Source,
-    subscription::Message,
+    subscription::{Message, READ_LIMIT},
     transport::{self, ServeError},
 };
 
 use crate::{
+    log::new_event,
     manners::SERVICES,
     support::{
-        PATIENCE, Server, append, fixture, fixture_source, gu1_body, gu1_request, next, reason,
-        request, server_config,
+        PATIENCE, Server, append, fixture, fixture_source, gu1_body, gu1_request, memory_log, next,
+        reason, request, server_config,
     },
     troubled_log::TroubledLog,
 };
@@ -372,18 +373,20 @@ async fn a_log_that_failed_before_the_start_ends_the_server_at_once() {
 }
 
 /// Formats everything that carries a webhook or an event, with a name in each of its fields.
-#[test]
-fn no_person_is_seen_in_debug_output() {
+#[tokio::test]
+async fn no_person_is_seen_in_debug_output() {
     const NAME: &str = "Erika Mustermann";
     let bytes = || Bytes::from(NAME);
-    let encoded = || EncodedEvent {
-        event: bytes(),
-        personal_data: bytes(),
-    };
-    let stored = StoredEvent {
-        position: Position(1),
-        encoded: encoded(),
-    };
+    let log = memory_log();
+    let appended = log.append(NewEvent {
+        encoded: EncodedEvent {
+            event: bytes(),
+            personal_data: bytes(),
+        },
+        ..new_event(1, None, None)
+    });
+    assert_eq!(appended.await.unwrap(), Appended::New(Position(1)));
+    let stored = log.read(Position(0), READ_LIMIT).await.unwrap();
     let personal_data = PersonalData {
         full_name: NAME.to_owned(),
         ..Default::default()

@@ -237,6 +237,14 @@ impl EventLog for TroubledLog {
         self.log.stats()
     }
 
+    async fn personal_data(&self, event: &StoredEvent) -> Result<Bytes, ReadError> {
+        self.log.personal_data(event).await
+    }
+
+    async fn erase(&self, events: Vec<Position>) -> Result<(), AppendError> {
+        self.log.erase(events).await
+    }
+
     async fn append(&self, event: NewEvent) -> Result<Appended, AppendError> {
         let waiting = Waiting::begin(&self.waiting);
         let _ = self.gate.subscribe().wait_for(|open| *open).await;

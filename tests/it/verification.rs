@@ -121,6 +121,7 @@ async fn a_page_is_no_larger_than_callers_take() {
             event_id: Uuid::from_u128(number),
             content_sha256: [0; 32],
             verification: event::verification_key(&event),
+            subject: [0; 32],
             occurred_at: None,
             received_at: Timestamp::default(),
             origin: Origin::Received,

@@ -5,12 +5,9 @@ use prost::Message;
 use prost_types::Timestamp;
 use uuid::Uuid;
 
-use crate::{
-    event::EncodedEvent,
-    log::{
-        Origin, Position, StoredEvent, VerificationState,
-        verification::{Member, Time},
-    },
+use crate::log::{
+    Origin, Position, Sealed, StoredEvent, VerificationState,
+    verification::{Member, Time},
 };
 
 /// An event. Its raw delivery is the body of the record.
@@ -98,9 +95,9 @@ impl EventRecord {
     pub(super) fn stored(self, position: Position) -> StoredEvent {
         StoredEvent {
             position,
-            encoded: EncodedEvent {
-                event: self.event,
-                personal_data: self.personal_data,
+            event: self.event,
+            personal_data: Sealed {
+                bytes: self.personal_data,
             },
         }
     }

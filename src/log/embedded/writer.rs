@@ -29,7 +29,7 @@ use super::{
     segments::{Segments, WriteError},
 };
 use crate::log::{
-    AppendError, Appended, Commit, CommitError, NewEvent, Origin, Position, QuarantineKind,
+    AppendError, Appended, Commit, CommitError, NewEvent, Origin, Position, QuarantineKind, Sealed,
     StoredEvent, VerificationState,
     consumers::Consumers,
     verification::{self, Member, Time},
@@ -258,7 +258,13 @@ impl Writer {
                 content_sha256: Bytes::copy_from_slice(&event.content_sha256),
                 verification: place,
             },
-            stored: StoredEvent { position, encoded },
+            stored: StoredEvent {
+                position,
+                event: encoded.event,
+                personal_data: Sealed {
+                    bytes: encoded.personal_data,
+                },
+            },
             delivery: event.delivery,
         });
         Ok(Appended::New(position))
