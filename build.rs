@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Their `Debug` would show what identifies a person; `src/proto.rs` has one that does not.
         .skip_debug([
             ".verdict.v1.PersonalData",
+            ".verdict.v1.Reason",
             ".verdict.v1.IngestRequest",
             ".verdict.v1.Header",
             ".verdict.v1.Delivery",

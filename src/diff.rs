@@ -9,7 +9,7 @@ use crate::{
 
 const NOT_SHOWN: &str = "(not shown)";
 
-/// What is different, by the paths of the fields in the JSON of an event. Of personal data only that it is.
+/// What is different, by the paths of the fields in the JSON of an event. Of personal data and free text only that it is.
 pub(crate) fn changes(
     before: &VerificationEvent,
     after: &VerificationEvent,
@@ -17,6 +17,13 @@ pub(crate) fn changes(
     let mut changes = Vec::new();
     let (before_json, after_json) = (impersonal(before)?, impersonal(after)?);
     compare("", Some(&before_json), Some(&after_json), &mut changes);
+    if texts(before) != texts(after) {
+        changes.push(FieldChange {
+            field: "verification.reasons.message".to_owned(),
+            before: NOT_SHOWN.to_owned(),
+            after: NOT_SHOWN.to_owned(),
+        });
+    }
     if before.personal_data != after.personal_data {
         let shown = |event: &VerificationEvent| match event.personal_data {
             Some(_) => NOT_SHOWN.to_owned(),
@@ -31,11 +38,19 @@ pub(crate) fn changes(
     Ok(changes)
 }
 
+/// The free text of an event, which may name a person.
+fn texts(event: &VerificationEvent) -> Vec<String> {
+    let mut event = event.clone();
+    let texts = event::messages(&mut event).map(std::mem::take);
+    texts.filter(|text| !text.is_empty()).collect()
+}
+
 fn impersonal(event: &VerificationEvent) -> Result<Value, JsonError> {
-    let event = VerificationEvent {
+    let mut event = VerificationEvent {
         personal_data: None,
         ..event.clone()
     };
+    event::messages(&mut event).for_each(String::clear);
     Ok(serde_json::from_str(&event::to_json(&event)?)?)
 }
 

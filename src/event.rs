@@ -151,12 +151,13 @@ pub fn subject_key(event: &VerificationEvent) -> [u8; 32] {
 
 /// An event as it lies in the log: two byte strings, because not everyone may see the second.
 ///
-/// Protobuf messages merge by concatenation, so `event` followed by `personal_data` is the whole event.
+/// [`merge`] puts them together. Protobuf messages merge by concatenation, so that costs nothing where the provider wrote no
+/// free text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EncodedEvent {
     /// The event without personal data.
     pub event: Bytes,
-    /// An event that holds personal data and nothing else. Empty when there is none.
+    /// What may name a person: its personal data, and the provider's free text. Empty when there is neither.
     pub personal_data: Bytes,
 }
 
@@ -200,12 +201,47 @@ pub fn source_of(event: &Bytes) -> Option<proto::Source> {
     Sourced::decode(event.clone()).ok()?.source
 }
 
+/// What of an event may name a person, encoded so that the event followed by it is an event with its personal data.
+#[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
+struct Personal {
+    #[prost(message, optional, tag = "11")]
+    personal_data: Option<PersonalData>,
+    /// What the provider wrote about each reason, in the order of [`messages`]. No event has a field of this number.
+    #[prost(string, repeated, tag = "1000")]
+    messages: Vec<String>,
+}
+
+/// What the provider wrote about each reason of a verification, as free text: it may name a person.
+pub(crate) fn messages(event: &mut VerificationEvent) -> impl Iterator<Item = &mut String> {
+    let verification = match &mut event.detail {
+        Some(Detail::Verification(verification)) => Some(verification),
+        _ => None,
+    };
+    let reasons = verification.into_iter().flat_map(|verification| {
+        let of_checks = verification.checks.iter_mut();
+        let of_checks = of_checks.flat_map(|check| &mut check.reasons);
+        of_checks.chain(&mut verification.reasons)
+    });
+    reasons.map(|reason| &mut reason.message)
+}
+
 /// Two parts of an event, as [`EncodedEvent`] has them, put together.
 pub fn merge(event: &Bytes, personal_data: &Bytes) -> Bytes {
-    match personal_data.is_empty() {
-        true => event.clone(),
-        false => [&event[..], personal_data].concat().into(),
+    if personal_data.is_empty() {
+        return event.clone();
     }
+    let texts = Personal::decode(personal_data.clone()).map_or(Vec::new(), |part| part.messages);
+    if !texts.is_empty()
+        && let Ok(mut whole) = VerificationEvent::decode(event.clone())
+        && whole.merge(personal_data.clone()).is_ok()
+    {
+        for (message, text) in messages(&mut whole).zip(texts) {
+            *message = text;
+        }
+        return whole.encode_to_vec().into();
+    }
+    [&event[..], personal_data].concat().into()
 }
 
 /// What stands in the place of personal data that was erased.
@@ -222,9 +258,13 @@ pub fn erased() -> Bytes {
 
 /// Encodes an event, with its personal data apart.
 pub fn encode(mut event: VerificationEvent) -> EncodedEvent {
-    let personal_data = VerificationEvent {
+    let mut texts: Vec<String> = messages(&mut event).map(std::mem::take).collect();
+    if texts.iter().all(String::is_empty) {
+        texts.clear();
+    }
+    let personal_data = Personal {
         personal_data: event.personal_data.take(),
-        ..Default::default()
+        messages: texts,
     };
     EncodedEvent {
         event: event.encode_to_vec().into(),

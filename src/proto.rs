@@ -82,6 +82,17 @@ impl fmt::Debug for PersonalData {
     }
 }
 
+impl fmt::Debug for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reason")
+            .field("code", &self.code())
+            .field("provider_code", &self.provider_code)
+            .field("provider_category", &self.provider_category)
+            .field("message_bytes", &self.message.len())
+            .finish()
+    }
+}
+
 impl fmt::Debug for Header {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Header({:?}, redacted)", self.name)

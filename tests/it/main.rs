@@ -18,6 +18,7 @@ mod list_events;
 mod log;
 mod manners;
 mod model;
+mod personal_data;
 mod quarantine;
 mod readme;
 mod renormalize;
