@@ -18,6 +18,7 @@
 //! - [`log`]: where events become durable and get their order.
 //! - [`filter`]: which events a subscriber wants.
 //! - [`subscription`]: a position in, a stream out.
+//! - [`reload`]: files that are read again while the server runs.
 //! - [`config`]: the configuration, checked in full before anything is opened.
 //! - [`transport`]: the network, and the one place that knows it.
 //! - [`http_file`]: webhooks in files.
@@ -38,6 +39,7 @@ pub mod log;
 pub mod proto;
 pub mod provider;
 pub mod redrive;
+pub mod reload;
 pub mod renormalize;
 pub mod source;
 pub mod subscription;
