@@ -1,8 +1,9 @@
 //! `verdict check-config`
 
 use super::{CliError, ConfigArg};
+use crate::transport;
 
-/// Checks a configuration and reads its secrets, but opens no log and no port.
+/// Checks a configuration and reads its secrets and certificates, but opens no log and no port.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -11,6 +12,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let loaded = args.config.load()?;
+    transport::load_tls(&loaded.server).map_err(CliError::tls)?;
     for source in &loaded.sources {
         let schemes: Vec<&str> = source.schemes.iter().map(|scheme| scheme.name).collect();
         anstream::println!(

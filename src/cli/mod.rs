@@ -29,6 +29,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     config::{self, ConfigError, Loaded, Variables},
     source::Source,
+    transport::tls::TlsError,
 };
 
 /// Takes any KYC provider's webhook, proves it genuine, and turns it into one durable, ordered, real-time stream of
@@ -112,6 +113,10 @@ enum CliError {
 impl CliError {
     fn failed(error: impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
+    }
+
+    fn tls(error: TlsError) -> Self {
+        Self::Usage(format!("configuration: server.tls: {error}"))
     }
 
     fn file(path: &Path, error: impl fmt::Display) -> Self {

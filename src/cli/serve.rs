@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -27,7 +28,9 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let loaded = args.config.load()?;
+    transport::load_tls(&loaded.server).map_err(CliError::tls)?;
     start_logging()?;
+    raise_open_files();
     let stop = stop_signal().map_err(CliError::failed)?;
 
     let path = loaded.log.path.clone();
@@ -40,6 +43,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         tracing::warn!("server.insecure is set: anyone who can connect may read and write");
     }
     tracing::info!(
+        server.tls = loaded.server.tls.is_some(),
         server.address = %listener.local_addr().map_err(CliError::failed)?,
         log.id = %log.cursor(Position(0)).log,
         log.position = log.tail().end().0,
@@ -68,6 +72,16 @@ fn start_logging() -> Result<(), CliError> {
         false => logs.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// Takes all file descriptors that the system allows: connections, and the files of the log, need more than the 1,024 that
+/// are usual. Whoever opens connections must not keep the log from opening files.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
 }
 
 /// Resolves on SIGTERM or SIGINT.

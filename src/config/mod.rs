@@ -2,6 +2,7 @@
 //! opened.
 
 mod source;
+mod tls;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,6 +18,7 @@ use serde::Deserialize;
 use crate::source::Source;
 
 pub use source::{DEFAULT_ACCOUNT, SourceConfig, SourceError};
+pub use tls::{ClientCertificates, TlsConfig};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
 
@@ -46,6 +48,13 @@ pub struct Config {
 pub struct ServerConfig {
     pub grpc_listen: SocketAddr,
     pub insecure: bool,
+    pub tls: Option<TlsConfig>,
+    pub max_connections: usize,
+    pub handshake_timeout_seconds: u64,
+    pub write_timeout_seconds: u64,
+    pub max_connection_age_seconds: u64,
+    pub max_connection_age_grace_seconds: u64,
+    pub reload_interval_seconds: u64,
     pub max_payload_bytes: usize,
     pub max_headers: usize,
     pub max_header_bytes: usize,
@@ -271,6 +280,14 @@ impl ServerConfig {
                 self.keepalive_interval_seconds,
             ),
             ("keepalive_timeout_seconds", self.keepalive_timeout_seconds),
+            ("max_connections", self.max_connections as u64),
+            ("handshake_timeout_seconds", self.handshake_timeout_seconds),
+            ("write_timeout_seconds", self.write_timeout_seconds),
+            (
+                "max_connection_age_seconds",
+                self.max_connection_age_seconds,
+            ),
+            ("reload_interval_seconds", self.reload_interval_seconds),
         ];
         if let Some((name, _)) = limits.iter().find(|(_, limit)| *limit == 0) {
             return Err(ConfigError::Zero(name));
@@ -278,6 +295,7 @@ impl ServerConfig {
         let at_once = [
             ("max_concurrent_calls", self.max_concurrent_calls),
             ("max_subscriptions", self.max_subscriptions),
+            ("max_connections", self.max_connections),
         ];
         match at_once.iter().find(|(_, limit)| *limit > MAX_AT_ONCE) {
             Some((name, _)) => Err(ConfigError::TooMany(name)),
@@ -295,7 +313,7 @@ impl LogConfig {
     }
 }
 
-/// The most calls or subscriptions that a server can be told to serve at once.
+/// The most calls, subscriptions or connections that a server can be told to serve at once.
 const MAX_AT_ONCE: usize = 1 << 20;
 
 /// How large a file of the log may be made. Places in it are kept in 32 bits.

@@ -50,7 +50,8 @@ impl VerdictService for Verdict {
         request: Request<Streaming<IngestStreamRequest>>,
     ) -> Result<Response<Self::IngestStreamStream>, Status> {
         let call = Call::of(&request)?;
-        let stream = IngestStream::open(self.0.clone(), call, request.into_inner())?;
+        let shared = self.0.on_connection_of(&request);
+        let stream = IngestStream::open(shared, call, request.into_inner())?;
         Ok(Response::new(stream.responses()))
     }
 
@@ -61,7 +62,8 @@ impl VerdictService for Verdict {
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let caller = caller(&request)?;
-        let responses = self.0.subscribe(&caller, request.into_inner()).await?;
+        let shared = self.0.on_connection_of(&request);
+        let responses = shared.subscribe(&caller, request.into_inner()).await?;
         Ok(Response::new(responses))
     }
 

@@ -8,20 +8,22 @@ mod health;
 mod ingest;
 mod ingest_stream;
 mod list;
+pub mod listener;
 mod page;
 mod quarantine;
 mod status;
 mod subscribe;
+pub mod tls;
 mod verification;
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::Semaphore, time};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    codec::CompressionEncoding,
-    transport::{Server, server::TcpIncoming},
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
 };
+use tonic::{Request, codec::CompressionEncoding, transport::Server};
 use tonic_health::ServingStatus;
 use tower::util::MapResponseLayer;
 
@@ -37,11 +39,17 @@ use crate::{
         self, admin_service_server::AdminServiceServer,
         verdict_service_server::VerdictServiceServer,
     },
+    reload::{self, Reload},
     source::Source,
 };
 use uuid::Uuid;
 
-use self::{admission::Admitted, authorization::Authorization};
+use self::{
+    admission::Admitted,
+    authorization::Authorization,
+    listener::{ConnectionInfo, HTTP2, Limits, Listener},
+    tls::{Tls, TlsError},
+};
 
 /// Why the server ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +57,9 @@ pub enum ServeError {
     /// The listener or a connection failed.
     #[error("the server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
-    /// The socket could not be set up.
-    #[error("the listener cannot be used: {0}")]
-    Listener(#[from] io::Error),
+    /// The certificates or keys of TLS cannot be used.
+    #[error("server.tls: {0}")]
+    Tls(#[from] TlsError),
     /// The descriptors for reflection are broken.
     #[error("reflection is broken: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -104,8 +112,20 @@ struct Shared {
     ingest_stream_kib: Arc<Semaphore>,
     /// The webhooks that are being taken: who began one may go away.
     ingests: TaskTracker,
-    /// Cancelled when the server begins to shut down.
+    /// Cancelled when the server begins to shut down; for a stream, also when its connection is to be left.
     draining: CancellationToken,
+}
+
+impl Shared {
+    /// What a stream shares, which ends with its connection.
+    fn on_connection_of<T>(&self, request: &Request<T>) -> Self {
+        let connection = request.extensions().get::<ConnectionInfo>();
+        let closing = connection.map(|connection| connection.closing.clone());
+        Self {
+            draining: closing.unwrap_or_else(|| self.draining.clone()),
+            ..self.clone()
+        }
+    }
 }
 
 /// Serves until `shutdown` resolves and the calls in flight have ended, or the grace is over.
@@ -118,6 +138,7 @@ pub async fn run(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let tls = load_tls(&config)?.map(Arc::new);
     let draining = CancellationToken::new();
     let grace = Duration::from_secs(config.shutdown_grace_seconds);
     let shared = Shared {
@@ -144,9 +165,15 @@ pub async fn run(
     };
 
     let keepalive = Duration::from_secs(shared.config.keepalive_interval_seconds);
-    let incoming = TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .with_keepalive(Some(keepalive));
+    let reloads = tls.iter().map(|tls| Arc::clone(tls) as Arc<dyn Reload>);
+    let reloading = reload::watch(
+        reloads.collect(),
+        Duration::from_secs(shared.config.reload_interval_seconds),
+        now,
+        draining.clone(),
+    );
+    let limits = connection_limits(&shared.config);
+    let listener = Listener::new(listener, tls, HTTP2, limits, draining.clone());
     let server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
         .http2_keepalive_timeout(Some(Duration::from_secs(
@@ -158,6 +185,11 @@ pub async fn run(
         // Whoever sends half a request must not keep a permit for ever.
         .timeout(Duration::from_secs(shared.config.call_timeout_seconds))
         .max_concurrent_streams(shared.config.max_concurrent_streams_per_connection)
+        // Asks the client to leave, and lets its calls go on; the listener ends streams and, after the grace, all. Given a
+        // grace too, tonic would close the connection without having asked.
+        .max_connection_age(Duration::from_secs(
+            shared.config.max_connection_age_seconds,
+        ))
         // Errors that tonic makes itself get the details that all our errors have.
         .layer(MapResponseLayer::new(status::with_details))
         .layer(Authorization)
@@ -166,7 +198,7 @@ pub async fn run(
         .add_service(health)
         .add_service(descriptors().build_v1()?)
         .add_service(descriptors().build_v1alpha()?)
-        .serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(listener, draining.clone().cancelled_owned());
 
     let end = async {
         let failure = tokio::select! {
@@ -178,8 +210,10 @@ pub async fn run(
         draining.cancel();
         failure
     };
+    let reloading = AbortOnDropHandle::new(tokio::spawn(reloading));
     let serve = async {
         server.await?;
+        let _ = reloading.await;
         ingests.close();
         ingests.wait().await;
         Ok(())
@@ -197,6 +231,22 @@ pub async fn run(
     match failure {
         Some(why) => Err(ServeError::Log(why)),
         None => served,
+    }
+}
+
+/// Reads the certificates and keys of TLS, if the configuration asks for it. Blocks.
+pub fn load_tls(config: &ServerConfig) -> Result<Option<Tls>, TlsError> {
+    let load = |tls| Tls::load(tls, HTTP2);
+    config.tls.clone().map(load).transpose()
+}
+
+fn connection_limits(config: &ServerConfig) -> Limits {
+    Limits {
+        max_connections: config.max_connections,
+        handshake_timeout: Duration::from_secs(config.handshake_timeout_seconds),
+        write_timeout: Duration::from_secs(config.write_timeout_seconds),
+        max_age: Duration::from_secs(config.max_connection_age_seconds),
+        grace: Duration::from_secs(config.max_connection_age_grace_seconds),
     }
 }
 

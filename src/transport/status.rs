@@ -59,11 +59,11 @@ pub(super) fn scope_missing(scope: Scope) -> Status {
     with_metadata(Code::ScopeMissing, message, metadata)
 }
 
-/// The server is shutting down.
+/// The server is shutting down, or a connection has come to its age.
 pub(super) fn draining() -> Status {
     error(
         Code::Draining,
-        "the server is shutting down; connect again and go on",
+        "the server is shutting down, or the connection has come to its age; connect again and go on",
     )
 }
 

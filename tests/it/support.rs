@@ -1,6 +1,7 @@
 //! What the tests share: fixtures, sources, and a server on a real port.
 
 use std::{
+    error::Error,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status, Streaming,
-    transport::{Channel, Endpoint},
+    transport::{Channel, ClientTlsConfig, Endpoint},
 };
 use tonic_types::StatusExt;
 use uuid::Uuid;
@@ -25,8 +26,8 @@ use verdict::{
     event, http_file,
     log::{EventLog, NewEvent, Origin},
     proto::{
-        Earliest, Header, IngestRequest, IngestResponse, IngestStatus, SubscribeMessage,
-        SubscribeRequest, SubscribeResponse, VerificationEvent,
+        Earliest, Header, IngestRequest, IngestResponse, IngestStatus, ListSourcesRequest,
+        SubscribeMessage, SubscribeRequest, SubscribeResponse, VerificationEvent,
         admin_service_client::AdminServiceClient, subscribe_request::Start,
         verdict_service_client::VerdictServiceClient,
     },
@@ -227,6 +228,20 @@ impl Server {
         config: ServerConfig,
         log: Arc<dyn EventLog>,
     ) -> Self {
+        Self::start_for(sources, config, log, None).await
+    }
+
+    /// A server with TLS, and a client for it.
+    pub(crate) async fn start_tls(config: ServerConfig, client: ClientTlsConfig) -> Self {
+        Self::start_for(fixture_sources(), config, memory_log(), Some(client)).await
+    }
+
+    async fn start_for(
+        sources: Vec<Source>,
+        config: ServerConfig,
+        log: Arc<dyn EventLog>,
+        tls: Option<ClientTlsConfig>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
@@ -238,8 +253,18 @@ impl Server {
             listener,
             stop.clone().cancelled_owned(),
         ));
-        let url = format!("http://{address}");
-        let channel = connect(&url).await;
+        let (url, channel) = match tls {
+            None => {
+                let url = format!("http://{address}");
+                let channel = connect(&url).await;
+                (url, channel)
+            }
+            Some(tls) => {
+                let url = format!("https://{address}");
+                let channel = connect_tls(&url, tls).await.expect("a connection");
+                (url, channel)
+            }
+        };
         Self {
             client: VerdictServiceClient::new(channel.clone()),
             admin: AdminServiceClient::new(channel.clone()),
@@ -302,6 +327,18 @@ pub(crate) async fn connect(url: &str) -> Channel {
     let endpoint = Endpoint::from_shared(url.to_owned()).expect("a URL");
     endpoint.connect().await.expect("a connection")
 }
+
+/// A connection to a server that was called at least once, because with TLS 1.3 a client learns only then that it was
+/// refused.
+pub(crate) async fn connect_tls(url: &str, tls: ClientTlsConfig) -> Result<Channel, BoxError> {
+    let endpoint = Endpoint::from_shared(url.to_owned())?.tls_config(tls)?;
+    let channel = endpoint.connect().await?;
+    let mut admin = AdminServiceClient::new(channel.clone());
+    admin.list_sources(ListSourcesRequest {}).await?;
+    Ok(channel)
+}
+
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 async fn ended(running: JoinHandle<Result<(), ServeError>>) -> Result<(), ServeError> {
     let served = time::timeout(PATIENCE, running)
