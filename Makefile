@@ -1,6 +1,6 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs.
 
-.PHONY: test history crash soak check lint setup format-check clippy docs deny proto-lint audit
+.PHONY: test history crash soak fuzz timing check lint setup format-check clippy docs deny proto-lint audit sbom
 
 test:
 	cargo test --locked
@@ -22,6 +22,15 @@ soak: export VERDICT_SOAK_EVENTS ?= 10000000
 soak:
 	cargo test --locked --release --test it soak:: -- --nocapture
 
+# Whatever may come in, mutated by coverage: 20 seconds for each target of fuzz/. VERDICT_FUZZ_SECONDS=600 for a long run.
+fuzz:
+	scripts/fuzz
+
+# Whether the time that a refusal takes tells where a signature is wrong: a report, to be read on a quiet machine.
+timing: export VERDICT_TIMING_SAMPLES ?= 1000000
+timing:
+	cargo test --locked --release --test it timing:: -- --nocapture --test-threads=1
+
 check: lint test
 
 lint: format-check clippy docs deny proto-lint
@@ -31,6 +40,7 @@ setup:
 
 format-check:
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 
 clippy:
 	cargo clippy --locked --all-targets -- --deny warnings
@@ -38,12 +48,17 @@ clippy:
 docs:
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items
 
-# Licences, bans and sources. Advisories need a database from the network: `make audit`.
+# Licences, bans and sources. Advisories need a database that is not fetched: `make audit`.
 deny:
 	cargo deny --locked check licenses bans sources
 
 proto-lint:
 	.tools/node_modules/.bin/buf lint
 
+# Known vulnerabilities, from a local clone of the RustSec database: make audit ADVISORY_DB=<its directory>.
 audit:
-	cargo deny --locked check advisories
+	scripts/audit
+
+# What the program is made of, as CycloneDX: target/verdict.cdx.json.
+sbom:
+	scripts/sbom

@@ -1,0 +1,5 @@
+//! The adapter of kayle.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|request: &[u8]| verdict_fuzz::normalize::check("kayle", request));
