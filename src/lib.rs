@@ -24,6 +24,8 @@
 //! - [`http_file`]: webhooks in files.
 //! - [`cli`]: the commands.
 
+#![forbid(unsafe_code)]
+
 mod allowance;
 pub mod caller;
 pub mod cli;

@@ -1,5 +1,7 @@
 //! The `verdict` command. See [`verdict::cli`].
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
