@@ -220,7 +220,7 @@ impl Ingestor {
         mut webhook: VerifiedWebhook,
         receipt: Receipt,
     ) -> Result<Settled, AppendError> {
-        let normalized = match understand(source, &mut webhook).await {
+        let normalized = match understand(source, &mut webhook, receipt.received_at).await {
             Ok(Normalized::Event(normalized)) => *normalized,
             Ok(Normalized::Ignored) => return Ok(Settled::Ignored),
             Err(doubt) => return Ok(Settled::Doubtful(webhook, doubt)),
@@ -377,8 +377,9 @@ fn count(source: &Source, ended: &Result<Outcome, IngestError>) {
 async fn understand(
     source: &Arc<Source>,
     webhook: &mut VerifiedWebhook,
+    received_at: ProtoTimestamp,
 ) -> Result<Normalized, Doubt> {
-    open(source, webhook).await?;
+    open(source, webhook, received_at).await?;
     source.normalize(webhook).map_err(|error| Doubt {
         reason: error.reason(),
         detail: error.to_string(),
@@ -386,12 +387,18 @@ async fn understand(
 }
 
 /// Decrypts a genuine webhook if its provider encrypts, on a thread that may take its time.
-pub(crate) async fn open(source: &Arc<Source>, webhook: &mut VerifiedWebhook) -> Result<(), Doubt> {
+pub(crate) async fn open(
+    source: &Arc<Source>,
+    webhook: &mut VerifiedWebhook,
+    received_at: ProtoTimestamp,
+) -> Result<(), Doubt> {
     if !source.is_encrypted(webhook) {
         return Ok(());
     }
     let (source, payload) = (Arc::clone(source), webhook.content().clone());
-    let decrypted = tokio::task::spawn_blocking(move || source.decrypt(&payload)).await;
+    let received_at = jiff_timestamp(received_at).unwrap_or_default();
+    let decrypt = move || source.decrypt(&payload, received_at);
+    let decrypted = tokio::task::spawn_blocking(decrypt).await;
     let error = match decrypted {
         Ok(Ok(content)) => {
             *webhook = webhook.clone().with_decrypted(content);

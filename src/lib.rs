@@ -8,7 +8,8 @@
 //! - [`error`]: the reasons that callers can be given.
 //! - [`caller`]: who calls, and what they may do.
 //! - [`provider`]: how each provider signs, and what its words mean in ours.
-//! - [`source`]: the configured sources, with their secrets.
+//! - [`keyring`]: the secrets of a source, which follow their files.
+//! - [`source`]: the configured sources.
 //! - `delivery`: the evidence behind each event, as it is stored.
 //! - `allowance`: how often something may be done.
 //! - [`ingest`]: the way of one webhook, from its bytes to its answer.
@@ -37,6 +38,7 @@ pub mod event;
 pub mod filter;
 pub mod http_file;
 pub mod ingest;
+pub mod keyring;
 pub mod log;
 pub mod proto;
 pub mod provider;

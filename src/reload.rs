@@ -9,6 +9,7 @@
 //! which only one is new yet, is given time to become whole.
 
 use std::{
+    fmt,
     fs::File,
     io::{self, Read},
     panic::{self, AssertUnwindSafe},
@@ -48,13 +49,10 @@ pub struct Files(Vec<(PathBuf, io::Result<Zeroizing<Vec<u8>>>)>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
-/// A file that cannot be read.
+/// Which file cannot be read, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {}: {why}", path.display())]
-pub struct FileError {
-    path: PathBuf,
-    why: String,
-}
+#[error("cannot read {0}")]
+pub struct FileError(String);
 
 impl Files {
     /// Reads these files. Blocks.
@@ -65,14 +63,11 @@ impl Files {
 
     /// What one of the files holds.
     pub fn get(&self, path: &Path) -> Result<&[u8], FileError> {
-        let error = |why: String| FileError {
-            path: path.to_owned(),
-            why,
-        };
+        let error = |why: &dyn fmt::Display| FileError(format!("{}: {why}", path.display()));
         match self.0.iter().find(|(known, _)| known == path) {
             Some((_, Ok(content))) => Ok(content),
-            Some((_, Err(failed))) => Err(error(failed.to_string())),
-            None => Err(error("it was not asked for".to_owned())),
+            Some((_, Err(failed))) => Err(error(failed)),
+            None => Err(error(&"it was not asked for")),
         }
     }
 

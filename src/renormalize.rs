@@ -284,7 +284,7 @@ impl Renormalization {
 
     /// Runs a stored delivery through the current adapter.
     async fn today(&self, stored: &VerificationEvent, delivery: &Bytes) -> Today {
-        let Ok((delivery, _)) = delivery::decode(delivery) else {
+        let Ok((delivery, received_at)) = delivery::decode(delivery) else {
             return Today::Unreadable;
         };
         let Some(source) = self.ingestor.source(&delivery.provider, &delivery.account) else {
@@ -293,7 +293,10 @@ impl Renormalization {
         let Ok(mut webhook) = delivery::verified(source, delivery) else {
             return Today::Unreadable;
         };
-        if ingest::open(source, &mut webhook).await.is_err() {
+        if ingest::open(source, &mut webhook, received_at)
+            .await
+            .is_err()
+        {
             return Today::Unreadable;
         }
         match source.normalize(&webhook) {

@@ -2,7 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    sync::atomic::{AtomicU64, Ordering},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,12 +15,14 @@ use jiff::Timestamp;
 
 use crate::{
     event::IdempotencyKey,
+    keyring::{Keyring, Keys},
     proto::{Environment, verification_event::Detail},
     provider::{
         ALLOW_PLAINTEXT, NormalizeError, Normalized, Provider, RawWebhook, VerifiedWebhook,
-        jwe::{self, DecryptionKey, JweError},
-        signature::{self, Scheme, Secret, VerifyError},
+        jwe::{self, JweError},
+        signature::{self, Scheme, VerifyError},
     },
+    reload::{Files, Fingerprint, Reload},
 };
 
 /// A configured (provider, account) pair.
@@ -30,10 +36,8 @@ pub struct Source {
     pub environment: Environment,
     /// The signature schemes that are accepted, in the order in which they are tried.
     pub schemes: Vec<&'static Scheme>,
-    /// The live secrets.
-    pub secrets: Vec<Secret>,
-    /// The keys that payloads may be encrypted to.
-    pub decryption_keys: Vec<DecryptionKey>,
+    /// The live secrets, and the keys that payloads may be encrypted to.
+    pub keyring: Keyring,
     /// How far a signed time may be from ours.
     pub tolerance: Duration,
     /// Whether deliveries that are not proved genuine are kept, in a quarantine of their own.
@@ -45,13 +49,19 @@ pub struct Source {
 }
 
 impl Source {
+    /// The secrets and keys of now.
+    pub fn keys(&self) -> Arc<Keys> {
+        self.keyring.keys()
+    }
+
     /// Proves a webhook genuine.
     pub fn verify(
         &self,
         webhook: RawWebhook,
         now: Timestamp,
     ) -> Result<VerifiedWebhook, VerifyError> {
-        signature::verify(webhook, &self.schemes, &self.secrets, self.tolerance, now)
+        let secrets = &self.keys().secrets;
+        signature::verify(webhook, &self.schemes, secrets, self.tolerance, now)
     }
 
     /// Whether the payload must be decrypted before it can be normalized.
@@ -60,9 +70,11 @@ impl Source {
         self.provider.encrypted() && !(self.options.contains(ALLOW_PLAINTEXT) && plaintext())
     }
 
-    /// Decrypts a payload. Takes about a millisecond of one core: call it off the async threads.
-    pub fn decrypt(&self, payload: &[u8]) -> Result<Bytes, JweError> {
-        jwe::decrypt(payload, &self.decryption_keys).map(Bytes::from)
+    /// Decrypts a payload that was received at this time. Takes about a millisecond of one core: call it off the async
+    /// threads.
+    pub fn decrypt(&self, payload: &[u8], received_at: Timestamp) -> Result<Bytes, JweError> {
+        let keys = &self.keys().decryption_keys;
+        jwe::decrypt(payload, keys, received_at).map(Bytes::from)
     }
 
     /// Turns a verified webhook into an event.
@@ -79,6 +91,37 @@ impl Source {
             }
         }
         Ok(normalized)
+    }
+}
+
+impl Reload for Source {
+    fn paths(&self) -> &[PathBuf] {
+        self.keyring.paths()
+    }
+
+    fn first(&self) -> Fingerprint {
+        self.keyring.first()
+    }
+
+    fn reload(&self, files: &Files, now: Timestamp) {
+        let reloaded = self.keyring.reload(files, now);
+        let (provider, account) = (self.provider.name(), &self.account);
+        for id in reloaded.changed {
+            tracing::info!(
+                provider.name = provider,
+                source.account = account,
+                secret.id = id,
+                "a secret has changed"
+            );
+        }
+        for error in reloaded.unusable {
+            tracing::error!(
+                provider.name = provider,
+                source.account = account,
+                %error,
+                "a secret has changed and cannot be used; the old stays in use"
+            );
+        }
     }
 }
 

@@ -35,7 +35,7 @@ fn check_loaded(loaded: &config::Loaded) {
     assert!(loaded.server.grpc_listen.ip().is_loopback() || loaded.server.insecure);
     for source in &loaded.sources {
         assert!(!source.schemes.is_empty());
-        assert!(!source.secrets.is_empty());
+        assert!(!source.keys().secrets.is_empty());
         assert!(!source.account.is_empty());
     }
     let shown = format!("{loaded:?}");

@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::LazyLock};
 
 use verdict::provider::jwe::{self, DecryptionKey};
 
-use crate::{read, repository, seeds};
+use crate::{now, read, repository, seeds};
 
 /// What an input must begin with to be encrypted rather than decrypted.
 const ENCRYPT: &[u8] = b"encrypt:";
@@ -31,7 +31,7 @@ pub fn check(input: &[u8]) {
     if let Some(plaintext) = input.strip_prefix(ENCRYPT) {
         return check_round_trip(plaintext);
     }
-    match jwe::decrypt(input, &KEYS) {
+    match jwe::decrypt(input, &KEYS, now()) {
         Ok(plaintext) => {
             assert!(GENUINE.contains(input.trim_ascii()), "not one of ours");
             assert!(plaintext.len() < input.len());
@@ -39,14 +39,14 @@ pub fn check(input: &[u8]) {
         Err(error) => assert!(error.to_string().len() < 100),
     }
     // Without a key nothing can be read, and nothing fails in another way.
-    assert!(jwe::decrypt(input, &[]).is_err());
+    assert!(jwe::decrypt(input, &[], now()).is_err());
 }
 
 fn check_round_trip(plaintext: &[u8]) {
     let compact = jwe::encrypt(plaintext, &KEYS[0]).expect("anything can be encrypted");
-    let decrypted = jwe::decrypt(compact.as_bytes(), &KEYS);
+    let decrypted = jwe::decrypt(compact.as_bytes(), &KEYS, now());
     assert_eq!(decrypted.as_deref(), Ok(plaintext));
-    assert!(jwe::decrypt(compact.as_bytes(), &KEYS[1..]).is_err());
+    assert!(jwe::decrypt(compact.as_bytes(), &KEYS[1..], now()).is_err());
 
     // One changed character, chosen by the text.
     let mut changed = compact.into_bytes();
@@ -56,5 +56,5 @@ fn check_round_trip(plaintext: &[u8]) {
         .sum::<usize>()
         % changed.len();
     changed[index] = if changed[index] == b'A' { b'B' } else { b'A' };
-    assert!(jwe::decrypt(&changed, &KEYS).is_err());
+    assert!(jwe::decrypt(&changed, &KEYS, now()).is_err());
 }

@@ -19,6 +19,7 @@ use std::{
 
 use jiff::Timestamp;
 use verdict::{
+    keyring::{Keyring, Keys},
     proto::Environment,
     provider::{
         Provider,
@@ -44,8 +45,10 @@ fn source(provider: &'static dyn Provider, scheme: &'static Scheme) -> Source {
         account: "default".to_owned(),
         environment: Environment::Live,
         schemes: vec![scheme],
-        secrets: vec![secret()],
-        decryption_keys: Vec::new(),
+                keyring: Keyring::from(Keys {
+            secrets: vec![secret()],
+            ..Keys::default()
+        }),
         tolerance: Duration::from_secs(300),
         keep_unverified: false,
         options: provider

@@ -20,7 +20,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
             source.provider.name(),
             source.account,
             schemes.join(", "),
-            source.secrets.len()
+            source.keys().secrets.len()
         );
     }
     anstream::println!("the configuration is good");

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     config::{self, Variables},
+    keyring::{Keyring, Keys},
     proto::{
         Earliest, Environment, IngestResponse, IngestStatus, SubscribeMessage, SubscribeRequest,
         VerificationEvent, subscribe_request::Start, verdict_service_client::VerdictServiceClient,
@@ -153,11 +154,13 @@ fn sources() -> Result<Vec<Arc<Source>>, CliError> {
                 account: scheme.name.to_owned(),
                 environment: Environment::Sandbox,
                 schemes: vec![scheme],
-                secrets: vec![Secret::new("demo".to_owned(), b"not a secret".to_vec())],
-                decryption_keys: match provider.encrypted() {
-                    true => vec![key()?],
-                    false => Vec::new(),
-                },
+                keyring: Keyring::from(Keys {
+                    secrets: vec![Secret::new("demo".to_owned(), b"not a secret".to_vec())],
+                    decryption_keys: match provider.encrypted() {
+                        true => vec![key()?],
+                        false => Vec::new(),
+                    },
+                }),
                 tolerance: Duration::from_secs(300),
                 keep_unverified: false,
                 options: BTreeSet::new(),

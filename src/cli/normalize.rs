@@ -10,6 +10,7 @@ use super::{
 use crate::{
     config::DEFAULT_ACCOUNT,
     event, http_file, ingest,
+    keyring::{Keyring, Keys},
     proto::Environment,
     provider::{self, ALLOW_PLAINTEXT, Headers, Normalized, Provider, RawWebhook, VerifiedWebhook},
     source::{Counts, Source},
@@ -57,7 +58,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     };
     let webhook = if source.is_encrypted(&webhook) {
         let content = source
-            .decrypt(webhook.content())
+            .decrypt(webhook.content(), jiff::Timestamp::UNIX_EPOCH)
             .map_err(|error| quarantined(&error))?;
         webhook.with_decrypted(content)
     } else {
@@ -93,8 +94,7 @@ fn offline(args: &Args) -> Result<Source, CliError> {
         account: args.account.clone(),
         environment: Environment::Unspecified,
         schemes: provider.schemes().iter().collect(),
-        secrets: Vec::new(),
-        decryption_keys: Vec::new(),
+        keyring: Keyring::from(Keys::default()),
         tolerance: Duration::ZERO,
         keep_unverified: false,
         options: BTreeSet::new(),

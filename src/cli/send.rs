@@ -136,11 +136,12 @@ pub(super) fn sign(
     body: Bytes,
     at: Option<jiff::Timestamp>,
 ) -> Result<RawWebhook, CliError> {
-    let body = match source.decryption_keys.first() {
+    let keys = source.keys();
+    let body = match keys.decryption_keys.first() {
         Some(key) => jwe::encrypt(&body, key).map_err(CliError::failed)?.into(),
         None => body,
     };
-    let (Some(scheme), Some(secret)) = (source.schemes.first(), source.secrets.first()) else {
+    let (Some(scheme), Some(secret)) = (source.schemes.first(), keys.secrets.first()) else {
         return Err(CliError::Failed("the source has no secret".to_owned()));
     };
     #[expect(clippy::disallowed_methods, reason = "the clock of the sender")]

@@ -8,6 +8,9 @@ use super::{
 use crate::proto::{ListSourcesRequest, SourceInfo, admin_service_client::AdminServiceClient};
 
 /// Lists the sources of a running server, with how their deliveries have ended since it started.
+///
+/// And their secrets and decryption keys: since when verdict has each, and which delivery needed it last. One that none has
+/// needed for longer than the provider redelivers can be retired.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -41,13 +44,49 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
             for source in &sources {
                 output::print(row(source));
             }
+            output::print("");
+            output::print(secret_head());
+            for source in &sources {
+                for row in secret_rows(source) {
+                    output::print(row);
+                }
+            }
         }
     }
     Ok(())
 }
 
+fn secret_head() -> String {
+    output::head(&format!(
+        "{:<24} {:<28} {:<20} {:<20} {:>9}",
+        "SOURCE", "SECRET", "SINCE", "LAST USED", "USES"
+    ))
+}
+
+/// The secrets of a source, then its decryption keys.
+fn secret_rows(source: &SourceInfo) -> impl Iterator<Item = String> {
+    let name = output::plain(&name(source));
+    let secrets = source.secrets.iter().map(|secret| (secret, ""));
+    let keys = source.decryption_keys.iter();
+    let keys = keys.map(|key| (key, " (decryption key)"));
+    secrets.chain(keys).map(move |(secret, kind)| {
+        let id = format!("{}{kind}", output::plain(&secret.id));
+        let last_used = match secret.last_used_at {
+            Some(_) => output::time(secret.last_used_at),
+            None => "not since the start".to_owned(),
+        };
+        let since = output::time(secret.loaded_at);
+        let uses = secret.uses;
+        format!("{name:<24} {id:<28} {since:<20} {last_used:<20} {uses:>9}")
+    })
+}
+
+fn name(source: &SourceInfo) -> String {
+    format!("{}/{}", source.provider, source.account)
+}
+
 fn row(source: &SourceInfo) -> String {
-    let name = format!("{}/{}", source.provider, source.account);
+    let name = name(source);
     let schemes = source.signature_schemes.join(" ");
     let (name, schemes) = (output::plain(&name), output::plain(&schemes));
     let counts = source.counts.unwrap_or_default();

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
     path::PathBuf,
     time::Duration,
 };
@@ -12,12 +11,9 @@ use zeroize::Zeroizing;
 
 use super::Variables;
 use crate::{
+    keyring::{Keyring, KeyringError, Origin, Place},
     proto::Environment,
-    provider::{
-        self, PROVIDERS, Provider,
-        jwe::{DecryptionKey, KeyError},
-        signature::{Scheme, Secret},
-    },
+    provider::{self, PROVIDERS, Provider, signature::Scheme},
     source::{Counts, Source},
 };
 
@@ -121,27 +117,9 @@ pub enum SourceError {
         /// The variable.
         variable: String,
     },
-    /// The file cannot be read.
-    #[error("secret {id:?}: cannot read {}: {source}", path.display())]
-    SecretFile {
-        /// The secret.
-        id: String,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file or variable is empty.
-    #[error("secret {0:?} is empty")]
-    SecretEmpty(String),
-    /// Not a private key.
-    #[error("decryption key {id:?}: {error}")]
-    DecryptionKey {
-        /// The key.
-        id: String,
-        /// What is wrong.
-        error: KeyError,
-    },
+    /// A secret or a key cannot be used.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
 }
 
 impl SourceConfig {
@@ -166,22 +144,15 @@ impl SourceConfig {
             .filter_map(|(name, on)| on.then_some(name))
             .collect();
 
-        let secrets = read_all(&self.secrets, variables)?
-            .into_iter()
-            .map(|(id, value)| Secret::new(id, value.to_vec()))
-            .collect::<Vec<_>>();
+        let secrets = places(&self.secrets, variables)?;
         if secrets.is_empty() {
             return Err(SourceError::NoSecrets);
         }
-        let decryption_keys = read_all(&self.decryption_keys, variables)?
-            .into_iter()
-            .map(|(id, pem)| {
-                DecryptionKey::from_pem(id.clone(), &pem)
-                    .map_err(|error| SourceError::DecryptionKey { id, error })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let decryption_keys = places(&self.decryption_keys, variables)?;
+        let no_keys = decryption_keys.is_empty();
+        let keyring = Keyring::load(secrets, decryption_keys)?;
         let plaintext = options.contains(provider::ALLOW_PLAINTEXT);
-        match decryption_keys.is_empty() {
+        match no_keys {
             true if provider.encrypted() && !plaintext => {
                 return Err(SourceError::NoDecryptionKeys);
             }
@@ -197,8 +168,7 @@ impl SourceConfig {
                 EnvironmentName::Live => Environment::Live,
                 EnvironmentName::Sandbox => Environment::Sandbox,
             },
-            secrets,
-            decryption_keys,
+            keyring,
             tolerance: Duration::from_secs(self.tolerance_seconds),
             keep_unverified: self.keep_unverified,
             options,
@@ -234,54 +204,33 @@ fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// A secret with its id.
-type NamedSecret = (String, Zeroizing<Vec<u8>>);
-
-/// Reads secrets.
-fn read_all(
-    configs: &[SecretConfig],
-    variables: &Variables,
-) -> Result<Vec<NamedSecret>, SourceError> {
+/// Where secrets come from.
+fn places(configs: &[SecretConfig], variables: &Variables) -> Result<Vec<Place>, SourceError> {
     let mut ids = BTreeSet::new();
-    let mut secrets = Vec::new();
+    let mut places = Vec::new();
     for config in configs {
         if !ids.insert(&config.id) {
             return Err(SourceError::IdTwice(config.id.clone()));
         }
-        secrets.push((config.id.clone(), config.read(variables)?));
+        places.push(config.place(variables)?);
     }
-    Ok(secrets)
+    Ok(places)
 }
 
 impl SecretConfig {
-    /// Reads the secret, without the line break that ends it.
-    fn read(&self, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, SourceError> {
-        let id = || self.id.clone();
-        let mut value = Zeroizing::new(match (&self.env, &self.file) {
-            (Some(variable), None) => variables
-                .get(variable)
-                .ok_or_else(|| SourceError::SecretVariable {
-                    id: id(),
-                    variable: variable.clone(),
-                })?
-                .clone()
-                .into_bytes(),
-            (None, Some(path)) => fs::read(path).map_err(|source| SourceError::SecretFile {
-                id: id(),
-                path: path.clone(),
-                source,
-            })?,
-            _ => return Err(SourceError::SecretPlace(id())),
-        });
-        if value.ends_with(b"\n") {
-            value.pop();
-        }
-        if value.ends_with(b"\r") {
-            value.pop();
-        }
-        if value.is_empty() {
-            return Err(SourceError::SecretEmpty(id()));
-        }
-        Ok(value)
+    fn place(&self, variables: &Variables) -> Result<Place, SourceError> {
+        let id = self.id.clone();
+        let from = match (&self.env, &self.file) {
+            (Some(variable), None) => match variables.get(variable) {
+                Some(value) => Origin::Value(Zeroizing::new(value.clone().into_bytes())),
+                None => {
+                    let variable = variable.clone();
+                    return Err(SourceError::SecretVariable { id, variable });
+                }
+            },
+            (None, Some(path)) => Origin::File(path.clone()),
+            _ => return Err(SourceError::SecretPlace(id)),
+        };
+        Ok(Place { id, from })
     }
 }

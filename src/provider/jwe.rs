@@ -3,10 +3,11 @@
 //! Nothing else is accepted: no other algorithm, no compression (RFC 8725 section 3.6 says why), no critical
 //! extensions. The arithmetic is that of `aws-lc-rs`.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    encoding::AsDer,
     rand,
     rsa::{
         KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey,
@@ -14,10 +15,13 @@ use aws_lc_rs::{
     },
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use jiff::Timestamp;
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::json;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::usage::Usage;
 
 const ALGORITHM: &str = "RSA-OAEP-256";
 const ENCRYPTION: &str = "A256GCM";
@@ -26,9 +30,12 @@ const TAG_BYTES: usize = 16;
 const MIN_RSA_BITS: usize = 2048;
 
 /// A private RSA key that payloads are encrypted to.
+#[derive(Clone)]
 pub struct DecryptionKey {
     id: String,
     key: PrivateDecryptingKey,
+    loaded_at: Option<Timestamp>,
+    usage: Arc<Usage>,
 }
 
 impl fmt::Debug for DecryptionKey {
@@ -54,10 +61,10 @@ pub enum KeyError {
 impl DecryptionKey {
     /// Reads a private key in PKCS#8 PEM. `id` is the `kid` by which payloads name it.
     pub fn from_pem(id: String, pem: &[u8]) -> Result<Self, KeyError> {
-        let der = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| KeyError::NotPkcs8Pem)?;
-        let key = PrivateDecryptingKey::from_pkcs8(der.secret_pkcs8_der())
-            .map_err(|_| KeyError::NotRsa)?;
-        Self::new(id, key)
+        let mut der = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| KeyError::NotPkcs8Pem)?;
+        let key = PrivateDecryptingKey::from_pkcs8(der.secret_pkcs8_der());
+        der.zeroize();
+        Self::new(id, key.map_err(|_| KeyError::NotRsa)?)
     }
 
     /// Makes a new key of 2048 bits, for the demo and for tests.
@@ -69,8 +76,43 @@ impl DecryptionKey {
     fn new(id: String, key: PrivateDecryptingKey) -> Result<Self, KeyError> {
         match key.key_size_bits() {
             bits if bits < MIN_RSA_BITS => Err(KeyError::TooShort(bits)),
-            _ => Ok(Self { id, key }),
+            _ => Ok(Self {
+                id,
+                key,
+                loaded_at: None,
+                usage: Arc::default(),
+            }),
         }
+    }
+
+    /// Takes over a key that was read again, and says whether it is another. If so, its use is counted anew.
+    pub fn renew(&mut self, pem: &[u8], now: Timestamp) -> Result<bool, KeyError> {
+        let new = Self::from_pem(self.id.clone(), pem)?;
+        let modulus = |key: &Self| {
+            key.key
+                .public_key()
+                .as_der()
+                .map(|der| der.as_ref().to_vec())
+        };
+        let (known, read) = (modulus(self), modulus(&new));
+        if matches!((known, read), (Ok(known), Ok(read)) if known == read) {
+            return Ok(false);
+        }
+        *self = Self {
+            loaded_at: Some(now),
+            ..new
+        };
+        Ok(true)
+    }
+
+    /// Since when it has this value, if it was changed since the start.
+    pub fn loaded_at(&self) -> Option<Timestamp> {
+        self.loaded_at
+    }
+
+    /// How it was used since it has this value.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// The `kid` by which payloads name it.
@@ -106,10 +148,14 @@ struct Header {
     crit: Option<IgnoredAny>,
 }
 
-/// Decrypts a compact JWE with the key that its `kid` names.
+/// Decrypts a compact JWE, received at this time, with the key that its `kid` names.
 ///
 /// Takes about a millisecond of one core: call it off the async threads.
-pub fn decrypt(compact: &[u8], keys: &[DecryptionKey]) -> Result<Vec<u8>, JweError> {
+pub fn decrypt(
+    compact: &[u8],
+    keys: &[DecryptionKey],
+    received_at: Timestamp,
+) -> Result<Vec<u8>, JweError> {
     let text = std::str::from_utf8(compact).map_err(|_| JweError::Malformed)?;
     let mut parts = text.trim_ascii().split('.');
     let mut part = || parts.next().ok_or(JweError::Malformed);
@@ -118,7 +164,9 @@ pub fn decrypt(compact: &[u8], keys: &[DecryptionKey]) -> Result<Vec<u8>, JweErr
         return Err(JweError::Malformed);
     }
 
-    let private_key = choose_key(header, keys)?;
+    let chosen = choose_key(header, keys)?;
+    let private_key =
+        OaepPrivateDecryptingKey::new(chosen.key.clone()).map_err(|_| JweError::UnknownKey)?;
     let mut content_key = Zeroizing::new(vec![0; private_key.min_output_size()]);
     let content_key = private_key
         .decrypt(
@@ -144,6 +192,7 @@ pub fn decrypt(compact: &[u8], keys: &[DecryptionKey]) -> Result<Vec<u8>, JweErr
         .map_err(|_| JweError::Undecryptable)?
         .len();
     plaintext.truncate(length);
+    chosen.usage.record(received_at);
     Ok(plaintext)
 }
 
@@ -191,7 +240,7 @@ pub fn encrypt(plaintext: &[u8], key: &DecryptionKey) -> Result<String, JweError
 }
 
 /// The key that a protected header names, if the header asks for nothing that we do not do.
-fn choose_key(header: &str, keys: &[DecryptionKey]) -> Result<OaepPrivateDecryptingKey, JweError> {
+fn choose_key<'k>(header: &str, keys: &'k [DecryptionKey]) -> Result<&'k DecryptionKey, JweError> {
     let header: Header =
         serde_json::from_slice(&decode(header)?).map_err(|_| JweError::Malformed)?;
     if header.alg != ALGORITHM {
@@ -206,11 +255,9 @@ fn choose_key(header: &str, keys: &[DecryptionKey]) -> Result<OaepPrivateDecrypt
     if header.crit.is_some() {
         return Err(JweError::Unsupported("crit"));
     }
-    let key = keys
-        .iter()
+    keys.iter()
         .find(|key| header.kid.as_deref() == Some(key.id()))
-        .ok_or(JweError::UnknownKey)?;
-    OaepPrivateDecryptingKey::new(key.key.clone()).map_err(|_| JweError::UnknownKey)
+        .ok_or(JweError::UnknownKey)
 }
 
 fn decode(part: &str) -> Result<Vec<u8>, JweError> {

@@ -5,6 +5,7 @@
 pub mod json;
 pub mod jwe;
 pub mod signature;
+pub mod usage;
 
 mod didit_risk;
 mod fractal;

@@ -3,8 +3,9 @@
 //! Adapters describe how a provider signs, with a [`Scheme`]; [`verify`] checks it, over the bytes exactly as they
 //! were received and in constant time, against every live secret of a source.
 
-use std::time::Duration;
+use std::{mem, sync::Arc, time::Duration};
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Headers, RawWebhook, VerifiedWebhook,
     json::{self, Rewrite},
+    usage::Usage,
 };
 
 /// How a provider signs its webhooks. All signatures are HMACs in hex, of either case.
@@ -80,7 +82,9 @@ pub enum Recipe {
 #[derive(Clone, Debug)]
 pub struct Secret {
     id: String,
-    value: SecretSlice<u8>,
+    value: Arc<SecretSlice<u8>>,
+    loaded_at: Option<Timestamp>,
+    usage: Arc<Usage>,
 }
 
 impl Secret {
@@ -88,8 +92,32 @@ impl Secret {
     pub fn new(id: String, value: Vec<u8>) -> Self {
         Self {
             id,
-            value: value.into(),
+            value: Arc::new(value.into()),
+            loaded_at: None,
+            usage: Arc::default(),
         }
+    }
+
+    /// Takes over a value that was read again, and says whether it is another. If so, its use is counted anew.
+    pub fn renew(&mut self, value: &[u8], now: Timestamp) -> bool {
+        if verify_slices_are_equal(self.value.expose_secret(), value).is_ok() {
+            return false;
+        }
+        *self = Self {
+            loaded_at: Some(now),
+            ..Self::new(mem::take(&mut self.id), value.to_vec())
+        };
+        true
+    }
+
+    /// Since when it has this value, if it was changed since the start.
+    pub fn loaded_at(&self) -> Option<Timestamp> {
+        self.loaded_at
+    }
+
+    /// How it was used since it has this value.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// The id that events name it by.
@@ -135,6 +163,7 @@ pub fn verify(
     for scheme in schemes {
         match scheme.check(&webhook, secrets, tolerance, now) {
             Ok((secret, signed)) => {
+                secret.usage.record(now);
                 let secret_id = secret.id.clone();
                 return Ok(VerifiedWebhook::new(webhook, &signed, scheme, secret_id));
             }

@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, stream};
+use jiff::Timestamp;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -24,9 +25,10 @@ use crate::{
         EraseSubjectResponse, GetDeliveryRequest, GetDeliveryResponse, GetStatusRequest,
         GetStatusResponse, ListQuarantinedRequest, ListQuarantinedResponse, ListSourcesRequest,
         ListSourcesResponse, LogStatus, OutcomeCounts, QuarantineStatus, RedriveRequest,
-        RedriveResponse, RenormalizeRequest, RenormalizeResponse, Scope, SourceInfo,
+        RedriveResponse, RenormalizeRequest, RenormalizeResponse, Scope, SecretInfo, SourceInfo,
         admin_service_server::AdminService, get_delivery_request::Target,
     },
+    provider::usage::Usage,
     renormalize::Renormalization,
     source::{Counts, Source},
 };
@@ -45,7 +47,9 @@ impl AdminService for Admin {
         let sources = sources
             .filter(|source| caller.may(Scope::Admin, source.provider.name(), &source.account));
         Ok(Response::new(ListSourcesResponse {
-            sources: sources.map(|source| info(source)).collect(),
+            sources: sources
+                .map(|source| info(source, self.0.started_at))
+                .collect(),
         }))
     }
 
@@ -241,6 +245,15 @@ impl Shared {
     }
 }
 
+fn secret_info(id: &str, loaded_at: Timestamp, usage: &Usage) -> SecretInfo {
+    SecretInfo {
+        id: id.to_owned(),
+        loaded_at: Some(proto_timestamp(loaded_at)),
+        last_used_at: usage.last_used_at().map(proto_timestamp),
+        uses: usage.uses(),
+    }
+}
+
 fn quarantine_status(stats: QuarantineStats) -> QuarantineStatus {
     let QuarantineStats {
         deliveries,
@@ -254,14 +267,13 @@ fn quarantine_status(stats: QuarantineStats) -> QuarantineStatus {
     }
 }
 
-fn info(source: &Source) -> SourceInfo {
+fn info(source: &Source, started_at: Timestamp) -> SourceInfo {
     let Source {
         provider,
         account,
         environment,
         schemes,
-        secrets,
-        decryption_keys,
+        keyring,
         tolerance,
         keep_unverified,
         options: _,
@@ -278,6 +290,18 @@ fn info(source: &Source) -> SourceInfo {
         log_unavailable,
         failed,
     } = counts;
+    let keys = keyring.keys();
+    let secrets = keys.secrets.iter().map(|secret| {
+        secret_info(
+            secret.id(),
+            secret.loaded_at().unwrap_or(started_at),
+            secret.usage(),
+        )
+    });
+    let decryption_keys = keys
+        .decryption_keys
+        .iter()
+        .map(|key| secret_info(key.id(), key.loaded_at().unwrap_or(started_at), key.usage()));
     SourceInfo {
         provider: provider.name().to_owned(),
         account: account.clone(),
@@ -286,14 +310,8 @@ fn info(source: &Source) -> SourceInfo {
             .iter()
             .map(|scheme| scheme.name.to_owned())
             .collect(),
-        secret_ids: secrets
-            .iter()
-            .map(|secret| secret.id().to_owned())
-            .collect(),
-        decryption_key_ids: decryption_keys
-            .iter()
-            .map(|key| key.id().to_owned())
-            .collect(),
+        secrets: secrets.collect(),
+        decryption_keys: decryption_keys.collect(),
         tolerance_seconds: u32::try_from(tolerance.as_secs()).unwrap_or(u32::MAX),
         keep_unverified: *keep_unverified,
         counts: Some(OutcomeCounts {

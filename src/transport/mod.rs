@@ -165,9 +165,11 @@ pub async fn run(
     };
 
     let keepalive = Duration::from_secs(shared.config.keepalive_interval_seconds);
-    let reloads = tls.iter().map(|tls| Arc::clone(tls) as Arc<dyn Reload>);
+    let sources = shared.ingestor.sources().iter();
+    let sources = sources.map(|source| Arc::clone(source) as Arc<dyn Reload>);
+    let tls_files = tls.iter().map(|tls| Arc::clone(tls) as Arc<dyn Reload>);
     let reloading = reload::watch(
-        reloads.collect(),
+        sources.chain(tls_files).collect(),
         Duration::from_secs(shared.config.reload_interval_seconds),
         now,
         draining.clone(),

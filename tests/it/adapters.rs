@@ -14,7 +14,7 @@ use verdict::{
     source::Source,
 };
 
-use crate::support::{fixtures, now, other_secret, plain_source, secret};
+use crate::support::{fixtures, now, other_secret, plain_source, secret, secrets};
 
 /// Every sample of every provider, signed by its scheme.
 fn signed_samples() -> Vec<(Source, RawWebhook)> {
@@ -151,7 +151,10 @@ fn signed_range(scheme: &Scheme, body: &[u8]) -> std::ops::Range<usize> {
 fn another_secret_is_noticed() {
     for (source, webhook) in signed_samples() {
         let source = Source {
-            secrets: vec![other_secret(), Secret::new("x".to_owned(), b"x".to_vec())],
+            keyring: secrets(vec![
+                other_secret(),
+                Secret::new("x".to_owned(), b"x".to_vec()),
+            ]),
             ..source
         };
         assert_eq!(verify(&source, webhook), Err(VerifyError::Mismatch));

@@ -155,7 +155,7 @@ async fn what_is_not_a_request_is_told_so() {
 async fn a_signature_that_does_not_prove_anything_gets_one_answer() {
     let server = Server::start().await;
     let kayle = fixture_source("kayle");
-    let jwe = || jwe::encrypt(b"{}", &kayle.decryption_keys[0]).unwrap();
+    let jwe = || jwe::encrypt(b"{}", &kayle.keys().decryption_keys[0]).unwrap();
     let good = || gu1_request(gu1_body("1"));
     let with_signature = |value: &str| {
         let mut request = good();
@@ -192,7 +192,7 @@ async fn a_signature_that_does_not_prove_anything_gets_one_answer() {
         request(
             "kayle",
             &kayle.schemes[0]
-                .sign(jwe().into(), &kayle.secrets[0], later)
+                .sign(jwe().into(), &kayle.keys().secrets[0], later)
                 .unwrap(),
         )
     };
@@ -321,7 +321,8 @@ fn every_adapter_survives_hostile_bodies() {
             }
             for body in bodies {
                 // Some schemes find nothing to sign in it; the others get to read it.
-                let Ok(signed) = scheme.sign(body.clone().into(), &source.secrets[0], now()) else {
+                let Ok(signed) = scheme.sign(body.clone().into(), &source.keys().secrets[0], now())
+                else {
                     continue;
                 };
                 let Ok(verified) = source.verify(signed, now()) else {
@@ -345,7 +346,8 @@ async fn what_is_given_twice_or_not_at_all_is_quarantined() {
     let ralio = fixture_source("ralio");
     let claims = r#"{"type":"verification.session.succeeded","metadata":{"event_id":"e","verification_session_id":"s"},"data":{"claims":{"kayle_human_id":"a","kayle_human_id":"b"}}}"#;
     let empty_id = r#"{"type":"verification.session.expired","metadata":{"event_id":"","verification_session_id":"s"},"data":{}}"#;
-    let kayle_body = |body: &str| jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[0]).unwrap();
+    let kayle_body =
+        |body: &str| jwe::encrypt(body.as_bytes(), &kayle.keys().decryption_keys[0]).unwrap();
     let decision = r#"{"event":"kyc.validation_approved","payload":{"id":"v","status":"approved","decision":{"face_match":{"status":"Approved","status":"Declined"}}}}"#;
     let names = r#"{"event":"kyc.validation_approved","type":"kyc.validation_rejected","payload":{"id":"v"}}"#;
     let ids = r#"{"event":"kyc.validation_approved","payload":{"id":"v","validationId":"w"}}"#;
@@ -405,7 +407,7 @@ async fn a_member_that_is_given_twice_cannot_be_what_is_signed() {
 async fn a_jwe_that_cannot_be_opened_is_quarantined() {
     let server = Server::start().await;
     let kayle = fixture_source("kayle");
-    let good = jwe::encrypt(b"{}", &kayle.decryption_keys[0]).unwrap();
+    let good = jwe::encrypt(b"{}", &kayle.keys().decryption_keys[0]).unwrap();
     let parts: Vec<&str> = good.split('.').collect();
     let with_header = |header: &str| {
         let header = BASE64_URL_SAFE_NO_PAD.encode(header);
@@ -514,7 +516,7 @@ async fn more_at_once_than_allowed_is_told_to_wait() {
     let server = Server::start_with(config, crate::support::memory_log()).await;
     // Each of these keeps the one place for as long as its RSA decryption takes.
     let kayle = fixture_source("kayle");
-    let body = jwe::encrypt(b"{}", &kayle.decryption_keys[0]).unwrap();
+    let body = jwe::encrypt(b"{}", &kayle.keys().decryption_keys[0]).unwrap();
     let call = request("kayle", &sign(&kayle, body));
     let calls = (0..64).map(|_| server.ingest(call.clone()));
     let answers = futures_util::future::join_all(calls).await;

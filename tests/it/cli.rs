@@ -295,6 +295,13 @@ fn a_webhook_is_sent_tailed_and_still_there_after_a_kill() {
     assert_eq!(sources.len(), verdict::provider::PROVIDERS.len());
     let gu1 = sources.iter().find(|source| source["provider"] == "gu1");
     assert_eq!(gu1.unwrap()["counts"]["duplicate"], "1");
+    let table = stdout(&run(&mut serving.command(&["sources", "--format", "table"])));
+    let row = |start: &str| table.lines().find(|line| line.starts_with(start)).unwrap();
+    assert!(
+        row("kayle/default            k1 (decryption key)").contains("20"),
+        "{table}"
+    );
+    assert!(table.contains("not since the start"), "{table}");
     let filtered = [
         "tail",
         "--from",

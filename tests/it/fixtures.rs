@@ -18,7 +18,7 @@ use crate::support::{Fixture, fixture_folder, fixture_source, fixtures, now};
 fn outcome(source: &Source, webhook: RawWebhook) -> String {
     let webhook = source.verify(webhook, now()).expect("a fixture is genuine");
     let webhook = match source.is_encrypted(&webhook) {
-        true => match source.decrypt(webhook.content()) {
+        true => match source.decrypt(webhook.content(), now()) {
             Ok(content) => webhook.with_decrypted(content),
             Err(error) => return format!("QUARANTINED {error}"),
         },

@@ -7,7 +7,7 @@ use verdict::{
     event,
     proto::{
         Delivery, GetDeliveryRequest, GetEventRequest, Header, IngestStatus,
-        ListQuarantinedRequest, ListSourcesRequest, Outcome, QuarantineReason,
+        ListQuarantinedRequest, ListSourcesRequest, Outcome, QuarantineReason, SecretInfo,
         get_delivery_request::Target, verification_event::Detail,
     },
     provider::{
@@ -281,7 +281,7 @@ async fn other_families_are_ignored_and_nothing_is_kept() {
                 scheme
                     .sign(
                         webhook.payload,
-                        &source.secrets[0],
+                        &source.keys().secrets[0],
                         crate::support::real_now(),
                     )
                     .unwrap()
@@ -307,7 +307,7 @@ async fn an_encrypted_webhook_goes_the_whole_way() {
     // Each attempt is encrypted anew and to any of the keys, and is the same event all the same.
     let mut ids = Vec::new();
     for key in [0, 1, 0] {
-        let jwe = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[key]).unwrap();
+        let jwe = jwe::encrypt(body.as_bytes(), &kayle.keys().decryption_keys[key]).unwrap();
         let response = server
             .ingest(request("kayle", &sign(&kayle, jwe)))
             .await
@@ -497,8 +497,9 @@ async fn every_delivery_is_counted_once() {
             .find(|source| source.provider == provider)
             .unwrap()
     };
-    assert_eq!(of("kayle").decryption_key_ids, ["k1", "k2"]);
-    assert_eq!(of("fractal").secret_ids, ["approved", "others"]);
+    let ids = |of: &[SecretInfo]| of.iter().map(|one| one.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&of("kayle").decryption_keys), ["k1", "k2"]);
+    assert_eq!(ids(&of("fractal").secrets), ["approved", "others"]);
     let counts = of("gu1").counts.unwrap();
     assert_eq!(
         [

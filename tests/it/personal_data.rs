@@ -161,7 +161,9 @@ fn marked() -> Vec<Marked> {
         let verified = source.verify(webhook.clone(), now()).expect("genuine");
         let scheme = verified.scheme().name;
         let content = match source.is_encrypted(&verified) {
-            true => source.decrypt(verified.content()).unwrap_or_default(),
+            true => source
+                .decrypt(verified.content(), now())
+                .unwrap_or_default(),
             false => webhook.payload.clone(),
         };
         let Ok(body) = serde_json::from_slice::<Value>(&content) else {

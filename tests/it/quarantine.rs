@@ -24,7 +24,8 @@ use verdict::{
 
 use crate::support::{
     Server, embedded_log, fixture, fixture_source, fixture_sources, gu1_body, gu1_request,
-    memory_log, other_secret, real_now, reason, request, server_config, sign,
+    memory_log, other_secret, real_now, reason, request, secrets, server_config, sign,
+    with_first_key,
 };
 use crate::troubled_log::TroubledLog;
 
@@ -266,7 +267,7 @@ async fn a_forged_call_takes_no_place_of_a_genuine_one() {
 
     // Where the secret is wrong, a forged call with the same payload is another delivery too.
     let log = memory_log();
-    let wrong = keeping_but("gu1", |gu1| gu1.secrets = vec![other_secret()]);
+    let wrong = keeping_but("gu1", |gu1| gu1.keyring = secrets(vec![other_secret()]));
     let server = serve(wrong, &log).await;
     for request in [&forged, &genuine] {
         server.ingest(request.clone()).await.unwrap_err();
@@ -278,7 +279,7 @@ async fn a_forged_call_takes_no_place_of_a_genuine_one() {
 }
 
 async fn what_came_while_a_secret_was_wrong_is_redriven_when_it_is_right(log: Arc<dyn EventLog>) {
-    let wrong = keeping_but("gu1", |gu1| gu1.secrets = vec![other_secret()]);
+    let wrong = keeping_but("gu1", |gu1| gu1.keyring = secrets(vec![other_secret()]));
     let server = serve(wrong, &log).await;
     for request in [
         gu1_request(gu1_body("1")),
@@ -334,13 +335,13 @@ async fn what_came_while_a_secret_was_wrong_is_redriven_when_it_is_right(log: Ar
 async fn a_signed_time_is_judged_as_of_the_time_of_receipt(log: Arc<dyn EventLog>) {
     let kayle = fixture_source("kayle");
     let body = r#"{"type":"verification.session.expired","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
-    let jwe: Bytes = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[0])
+    let jwe: Bytes = jwe::encrypt(body.as_bytes(), &kayle.keys().decryption_keys[0])
         .unwrap()
         .into();
     let signed_at = |seconds: i64| {
         let at = long_ago() + SignedDuration::from_secs(seconds);
         kayle.schemes[0]
-            .sign(jwe.clone(), &kayle.secrets[0], at)
+            .sign(jwe.clone(), &kayle.keys().secrets[0], at)
             .unwrap()
     };
     let late = put(&log, "kayle", &signed_at(-301), None, long_ago()).await;
@@ -359,7 +360,7 @@ async fn a_signed_time_is_judged_as_of_the_time_of_receipt(log: Arc<dyn EventLog
 async fn a_genuine_delivery_is_redriven_without_its_secret_and_only_once(log: Arc<dyn EventLog>) {
     // Signed with a secret that is gone by now.
     let gone = Source {
-        secrets: vec![other_secret()],
+        keyring: secrets(vec![other_secret()]),
         ..fixture_source("gu1")
     };
     let webhook = sign(&gone, gu1_body("1"));
@@ -467,9 +468,9 @@ async fn what_is_still_not_understood_stays_and_it_is_said_why(log: Arc<dyn Even
 async fn what_could_not_be_decrypted_is_redriven_once_the_key_is_there(log: Arc<dyn EventLog>) {
     let kayle = fixture_source("kayle");
     let body = r#"{"type":"verification.session.expired","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
-    let jwe = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[1]).unwrap();
+    let jwe = jwe::encrypt(body.as_bytes(), &kayle.keys().decryption_keys[1]).unwrap();
     let webhook = request("kayle", &sign(&kayle, jwe));
-    let without_key = keeping_but("kayle", |kayle| kayle.decryption_keys.truncate(1));
+    let without_key = keeping_but("kayle", |kayle| kayle.keyring = with_first_key(kayle));
     let server = serve(without_key, &log).await;
     let quarantined = server.ingest(webhook.clone()).await.unwrap();
     assert_eq!(quarantined.status(), IngestStatus::Quarantined);
@@ -481,7 +482,7 @@ async fn what_could_not_be_decrypted_is_redriven_once_the_key_is_there(log: Arc<
     let redriven = redrive_one(&server, &quarantined.quarantine_id).await;
     assert_eq!(redriven.status(), IngestStatus::Accepted);
     // Every attempt of Kayle is encrypted anew, and is the same event all the same.
-    let again = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[0]).unwrap();
+    let again = jwe::encrypt(body.as_bytes(), &kayle.keys().decryption_keys[0]).unwrap();
     let again = server.ingest(request("kayle", &sign(&kayle, again))).await;
     let again = again.unwrap();
     assert_eq!(
@@ -797,10 +798,10 @@ async fn a_delivery_that_is_not_understood_for_another_reason_moves_there(log: A
     let kayle = fixture_source("kayle");
     let body = r#"{"type":"verification.session.teleported","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
     let webhook = || {
-        let jwe = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[1]).unwrap();
+        let jwe = jwe::encrypt(body.as_bytes(), &kayle.keys().decryption_keys[1]).unwrap();
         request("kayle", &sign(&kayle, jwe))
     };
-    let without_key = keeping_but("kayle", |kayle| kayle.decryption_keys.truncate(1));
+    let without_key = keeping_but("kayle", |kayle| kayle.keyring = with_first_key(kayle));
     let server = serve(without_key, &log).await;
     let first = server.ingest(webhook()).await.unwrap().quarantine_id;
     let received_at = list(&server, QuarantineFilter::default()).await[0].received_at;

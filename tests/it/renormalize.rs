@@ -23,7 +23,8 @@ use verdict::{
 
 use crate::support::{
     Server, embedded_log, fixture, fixture_source, fixture_sources, from_earliest, gu1_body,
-    memory_log, next_event, now, other_secret, reason, request, server_config, sign,
+    memory_log, next_event, now, other_secret, reason, request, secrets, server_config, sign,
+    with_first_key,
 };
 
 /// Stores a webhook as a version of verdict would have that read it in another way. Returns the event.
@@ -38,7 +39,7 @@ pub(crate) async fn store_misread(
     let verified = source.verify(webhook.clone(), crate::support::real_now());
     let mut verified = verified.expect("a genuine webhook");
     if source.is_encrypted(&verified) {
-        let content = source.decrypt(verified.content()).expect("a key");
+        let content = source.decrypt(verified.content(), now()).expect("a key");
         verified = verified.with_decrypted(content);
     }
     let Normalized::Event(normalized) = source.normalize(&verified).expect("understood") else {
@@ -285,7 +286,7 @@ async fn a_wrong_correction_is_corrected_and_one_that_was_right_can_be_made_agai
 async fn what_no_adapter_decides_on_is_no_difference() {
     let log = memory_log();
     let gone = Source {
-        secrets: vec![other_secret()],
+        keyring: secrets(vec![other_secret()]),
         environment: Environment::Sandbox,
         ..fixture_source("gu1")
     };
@@ -368,7 +369,7 @@ async fn what_cannot_be_read_any_more_is_counted() {
         let body = format!(
             r#"{{"type":"verification.session.expired","metadata":{{"contract_version":3,"event_id":"{id}","verification_session_id":"vs_a"}},"data":{{}}}}"#
         );
-        let jwe = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[key]).unwrap();
+        let jwe = jwe::encrypt(body.as_bytes(), &kayle.keys().decryption_keys[key]).unwrap();
         sign(&kayle, jwe)
     };
     let misread = |event: &mut VerificationEvent| {
@@ -383,7 +384,7 @@ async fn what_cannot_be_read_any_more_is_counted() {
     store_misread(&log, &gone, rejected(), misread).await;
     let mut sources = fixture_sources();
     for source in &mut sources {
-        source.decryption_keys.truncate(1);
+        source.keyring = with_first_key(source);
     }
     let server = Server::start_from(sources, server_config(), Arc::clone(&log)).await;
     let (changed, summary) = renormalize(&server, dry_run()).await;

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use verdict::{
     config::{self, LogConfig, LogKind, ServerConfig, Variables},
     event, http_file,
+    keyring::{Keyring, Keys},
     log::{EventLog, NewEvent, Origin},
     proto::{
         Earliest, Header, IngestRequest, IngestResponse, IngestStatus, ListSourcesRequest,
@@ -121,7 +122,7 @@ pub(crate) fn plain_source(provider: &'static dyn Provider, scheme: &str) -> Sou
         .find(|candidate| candidate.name == scheme);
     Source {
         schemes: vec![scheme.expect("a scheme of the provider")],
-        secrets: vec![other_secret(), secret()],
+        keyring: secrets(vec![other_secret(), secret()]),
         options: provider
             .options()
             .iter()
@@ -129,6 +130,21 @@ pub(crate) fn plain_source(provider: &'static dyn Provider, scheme: &str) -> Sou
             .collect(),
         ..fixture_source(provider.name())
     }
+}
+
+/// These secrets, and no decryption key.
+pub(crate) fn secrets(secrets: Vec<Secret>) -> Keyring {
+    Keyring::from(Keys {
+        secrets,
+        ..Keys::default()
+    })
+}
+
+/// The secrets of a source, and its first decryption key only.
+pub(crate) fn with_first_key(source: &Source) -> Keyring {
+    let mut keys = Keys::clone(&source.keys());
+    keys.decryption_keys.truncate(1);
+    Keyring::from(keys)
 }
 
 pub(crate) fn secret() -> Secret {
@@ -148,7 +164,7 @@ pub(crate) fn gu1_body(id: &str) -> String {
 
 /// Signs a body as a provider would, with the first scheme and secret of a source.
 pub(crate) fn sign(source: &Source, body: impl Into<Bytes>) -> RawWebhook {
-    let (scheme, secret) = (source.schemes[0], &source.secrets[0]);
+    let (scheme, secret) = (source.schemes[0], &source.keys().secrets[0]);
     scheme
         .sign(body.into(), secret, real_now())
         .expect("a body that can be signed")

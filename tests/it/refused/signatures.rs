@@ -25,7 +25,7 @@ use super::{
     forger::Forger,
 };
 use crate::support::{
-    Server, memory_log, other_secret, plain_source, real_now, reason, request, secret,
+    Server, memory_log, other_secret, plain_source, real_now, reason, request, secret, secrets,
     server_config,
 };
 
@@ -63,7 +63,7 @@ fn sources(tolerance: Duration) -> Vec<Source> {
         ] {
             sources.push(Source {
                 account,
-                secrets: vec![secret],
+                keyring: secrets(vec![secret]),
                 tolerance,
                 ..plain_source(provider, scheme.name)
             });
