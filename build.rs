@@ -25,6 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     messages.enable_type_names();
 
     tonic_prost_build::configure()
+        // Bounds what a message becomes in memory before it is decoded.
+        .codec_path("crate::transport::BoundedCodec")
         // Written by hand in `src/proto.rs`: it carries an event as the bytes that lie in the log.
         .extern_path(
             ".verdict.v1.SubscribeResponse",

@@ -1,8 +1,11 @@
 //! An allowance: how often something may be done, for what callers could otherwise have done as often as they like.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
 /// So many at once, and so many more with each second that passes.
 #[derive(Debug)]
@@ -27,6 +30,13 @@ impl Allowance {
         }
     }
 
+    /// Takes one as soon as there is one. Those who wait take what comes in no particular order.
+    pub(crate) async fn wait(&self) {
+        while !self.take(Instant::now()) {
+            time::sleep(Duration::from_secs_f64(1.0 / self.per_second)).await;
+        }
+    }
+
     /// Takes one, if there is one.
     pub(crate) fn take(&self, now: Instant) -> bool {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,8 +55,6 @@ impl Allowance {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

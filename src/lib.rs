@@ -7,6 +7,7 @@
 //! - [`event`]: the ids, the encoding and the JSON of events.
 //! - [`error`]: the reasons that callers can be given.
 //! - [`caller`]: who calls, and what they may do.
+//! - [`audit`]: who has done what.
 //! - [`provider`]: how each provider signs, and what its words mean in ours.
 //! - [`keyring`]: the secrets of a source, which follow their files.
 //! - [`source`]: the configured sources.
@@ -28,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod allowance;
+pub mod audit;
 pub mod caller;
 pub mod cli;
 pub mod config;

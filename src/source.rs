@@ -18,7 +18,7 @@ use crate::{
     keyring::{Keyring, Keys},
     proto::{Environment, verification_event::Detail},
     provider::{
-        ALLOW_PLAINTEXT, NormalizeError, Normalized, Provider, RawWebhook, VerifiedWebhook,
+        ALLOW_PLAINTEXT, NormalizeError, Normalized, Provider, RawWebhook, VerifiedWebhook, json,
         jwe::{self, JweError},
         signature::{self, Scheme, VerifyError},
     },
@@ -42,6 +42,8 @@ pub struct Source {
     pub tolerance: Duration,
     /// Whether deliveries that are not proved genuine are kept, in a quarantine of their own.
     pub keep_unverified: bool,
+    /// How deep the JSON of a webhook may be nested.
+    pub max_json_depth: usize,
     /// The switches that are on.
     pub options: BTreeSet<String>,
     /// How deliveries have ended.
@@ -79,6 +81,12 @@ impl Source {
 
     /// Turns a verified webhook into an event.
     pub fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
+        if json::is_deeper(webhook.content(), self.max_json_depth) {
+            let most = self.max_json_depth;
+            return Err(NormalizeError::Unparseable(format!(
+                "the JSON is nested deeper than {most} levels (server.max_json_depth)"
+            )));
+        }
         let normalized = self.provider.normalize(webhook)?;
         if let Normalized::Event(normalized) = &normalized {
             if normalized.key == IdempotencyKey::ProviderEventId(String::new()) {

@@ -17,7 +17,7 @@ use super::{
     send::{request, sign},
 };
 use crate::{
-    config::{self, Variables},
+    config::{self, DEFAULT_MAX_JSON_DEPTH, Variables},
     keyring::{Keyring, Keys},
     proto::{
         Earliest, Environment, IngestResponse, IngestStatus, SubscribeMessage, SubscribeRequest,
@@ -25,7 +25,7 @@ use crate::{
     },
     provider::{PROVIDERS, RawWebhook, Sample, jwe::DecryptionKey, signature::Secret},
     source::{Counts, Source},
-    transport,
+    transport::{self, Access},
 };
 
 type Client = VerdictServiceClient<Channel>;
@@ -53,6 +53,7 @@ pub(super) async fn run(Args {}: Args) -> Result<(), CliError> {
         config.server,
         sources.clone(),
         log,
+        Access::anyone(),
         listener,
         stop.clone().cancelled_owned(),
     ));
@@ -163,6 +164,7 @@ fn sources() -> Result<Vec<Arc<Source>>, CliError> {
                 }),
                 tolerance: Duration::from_secs(300),
                 keep_unverified: false,
+                max_json_depth: DEFAULT_MAX_JSON_DEPTH,
                 options: BTreeSet::new(),
                 counts: Counts::default(),
             }))

@@ -17,6 +17,7 @@ mod serve;
 mod sources;
 mod status;
 mod tail;
+mod token;
 
 use std::{
     env, fmt,
@@ -58,6 +59,7 @@ enum Command {
     Consumers(consumers::Args),
     Sources(sources::Args),
     Status(status::Args),
+    Token(token::Args),
     CheckConfig(check_config::Args),
 }
 
@@ -157,6 +159,7 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Consumers(args) => consumers::run(args).await,
         Command::Sources(args) => sources::run(args).await,
         Command::Status(args) => status::run(args).await,
+        Command::Token(args) => token::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }
 }

@@ -8,7 +8,7 @@ use super::{
     send,
 };
 use crate::{
-    config::DEFAULT_ACCOUNT,
+    config::{DEFAULT_ACCOUNT, DEFAULT_MAX_JSON_DEPTH},
     event, http_file, ingest,
     keyring::{Keyring, Keys},
     proto::Environment,
@@ -97,6 +97,7 @@ fn offline(args: &Args) -> Result<Source, CliError> {
         keyring: Keyring::from(Keys::default()),
         tolerance: Duration::ZERO,
         keep_unverified: false,
+        max_json_depth: DEFAULT_MAX_JSON_DEPTH,
         options: BTreeSet::new(),
         counts: Counts::default(),
     })

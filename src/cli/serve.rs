@@ -14,7 +14,11 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 use super::{CliError, ConfigArg};
-use crate::{log::Position, transport};
+use crate::{
+    audit::Audit,
+    log::Position,
+    transport::{self, Access},
+};
 
 /// Runs the service.
 ///
@@ -39,7 +43,15 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let listener = TcpListener::bind(address)
         .await
         .map_err(|error| CliError::Failed(format!("cannot listen on {address}: {error}")))?;
-    if loaded.server.insecure {
+    let audit = match &loaded.audit_path {
+        Some(path) => Some(Audit::open(path).map_err(|error| CliError::file(path, error))?),
+        None => None,
+    };
+    let access = Access {
+        callers: Arc::new(loaded.callers),
+        audit,
+    };
+    if loaded.server.insecure && !access.callers.are_asked() {
         tracing::warn!("server.insecure is set: anyone who can connect may read and write");
     }
     tracing::info!(
@@ -51,7 +63,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         "serving"
     );
     let sources = loaded.sources.into_iter().map(Arc::new).collect();
-    transport::run(loaded.server, sources, log, listener, stop)
+    transport::run(loaded.server, sources, log, access, listener, stop)
         .await
         .map_err(CliError::failed)?;
     tracing::info!("stopped");

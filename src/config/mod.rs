@@ -1,6 +1,7 @@
 //! The configuration: one TOML file over the defaults, the environment over both, checked in full before anything is
 //! opened.
 
+mod callers;
 mod source;
 mod tls;
 
@@ -15,9 +16,10 @@ use std::{
 use config::{Environment as EnvironmentSource, File, FileFormat};
 use serde::Deserialize;
 
-use crate::source::Source;
+use crate::{caller::Callers, source::Source};
 
-pub use source::{DEFAULT_ACCOUNT, SourceConfig, SourceError};
+pub use callers::{CallerConfig, CallerError, CallersError, IssuerConfig, IssuerError};
+pub use source::{DEFAULT_ACCOUNT, DEFAULT_MAX_JSON_DEPTH, SourceConfig, SourceError};
 pub use tls::{ClientCertificates, TlsConfig};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -33,9 +35,17 @@ pub struct Config {
     pub server: ServerConfig,
     /// The log.
     pub log: LogConfig,
+    /// Who has done what.
+    pub audit: AuditConfig,
     /// Where webhooks come from.
     #[serde(default)]
     pub sources: Vec<SourceConfig>,
+    /// Who may call. When it is empty nobody is asked.
+    #[serde(default)]
+    pub callers: Vec<CallerConfig>,
+    /// Who signs JWTs for callers.
+    #[serde(default)]
+    pub issuers: Vec<IssuerConfig>,
 }
 
 /// The listener and its limits. See `config.default.toml` for what each is for.
@@ -65,6 +75,38 @@ pub struct ServerConfig {
     pub keepalive_interval_seconds: u64,
     pub keepalive_timeout_seconds: u64,
     pub shutdown_grace_seconds: u64,
+    pub stalled_answer_timeout_seconds: u64,
+    pub max_metadata_bytes: u32,
+    pub max_json_depth: usize,
+    pub reflection: Reflection,
+    pub max_calls_per_second_per_caller: u32,
+    pub max_concurrent_calls_per_caller: usize,
+    pub max_subscriptions_per_caller: usize,
+}
+
+/// Who may ask the server for its services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reflection {
+    /// Nobody.
+    Off,
+    /// Any caller of the configuration.
+    Authenticated,
+    /// Whoever can connect.
+    Open,
+}
+
+/// The audit log. See `config.default.toml` for what it holds.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "documented where users read it, in config.default.toml"
+)]
+pub struct AuditConfig {
+    pub enabled: bool,
+    #[serde(default)]
+    pub path: Option<PathBuf>,
 }
 
 /// The log. See `config.default.toml` for what each is for.
@@ -167,6 +209,15 @@ pub enum ConfigError {
     /// Files that could not be written, or would be too many.
     #[error("log.segment_bytes must be between {} and {}", SEGMENT_BYTES.start(), SEGMENT_BYTES.end())]
     SegmentBytes,
+    /// More headers than could be decoded in bounded memory.
+    #[error("server.max_headers must be at most {MAX_HEADERS}")]
+    TooManyHeaders,
+    /// A depth that JSON cannot be read to.
+    #[error("server.max_json_depth must be at most {MAX_JSON_DEPTH}")]
+    JsonDepth,
+    /// Something is wrong with a caller or an issuer.
+    #[error(transparent)]
+    Callers(#[from] CallersError),
     /// Something is wrong with a source.
     #[error("source {provider}/{account}: {error}")]
     Source {
@@ -199,6 +250,10 @@ pub struct Loaded {
     pub log: LogConfig,
     /// The sources.
     pub sources: Vec<Source>,
+    /// Who may call.
+    pub callers: Callers,
+    /// Where the audit log is, if there is one.
+    pub audit_path: Option<PathBuf>,
 }
 
 /// Reads the configuration and everything that it refers to.
@@ -241,7 +296,10 @@ impl Config {
         for source in self.sources {
             let (provider, account) = (source.provider.clone(), source.account.clone());
             let loaded = if seen.insert((provider.clone(), account.clone())) {
-                source.load(variables)
+                source.load(variables).map(|source| Source {
+                    max_json_depth: self.server.max_json_depth,
+                    ..source
+                })
             } else {
                 Err(SourceError::Twice)
             };
@@ -251,10 +309,19 @@ impl Config {
                 error,
             })?);
         }
+        let audit_path = match (self.audit.enabled, self.audit.path, self.log.kind) {
+            (false, _, _) => None,
+            (true, Some(path), _) => Some(path),
+            (true, None, LogKind::Embedded) => Some(self.log.path.join("audit.jsonl")),
+            // What is forgotten at exit has no place for it.
+            (true, None, LogKind::Memory) => None,
+        };
         Ok(Loaded {
+            callers: callers::load(self.callers, self.issuers, variables)?,
             server: self.server,
             log: self.log,
             sources,
+            audit_path,
         })
     }
 }
@@ -288,9 +355,21 @@ impl ServerConfig {
                 self.max_connection_age_seconds,
             ),
             ("reload_interval_seconds", self.reload_interval_seconds),
+            (
+                "stalled_answer_timeout_seconds",
+                self.stalled_answer_timeout_seconds,
+            ),
+            ("max_metadata_bytes", self.max_metadata_bytes.into()),
+            ("max_json_depth", self.max_json_depth as u64),
         ];
         if let Some((name, _)) = limits.iter().find(|(_, limit)| *limit == 0) {
             return Err(ConfigError::Zero(name));
+        }
+        if self.max_headers > MAX_HEADERS {
+            return Err(ConfigError::TooManyHeaders);
+        }
+        if self.max_json_depth > MAX_JSON_DEPTH {
+            return Err(ConfigError::JsonDepth);
         }
         let at_once = [
             ("max_concurrent_calls", self.max_concurrent_calls),
@@ -312,6 +391,12 @@ impl LogConfig {
         }
     }
 }
+
+/// The most headers of a webhook that a server can be told to take. Requests with more are refused before they are decoded.
+pub(crate) const MAX_HEADERS: usize = 10_000;
+
+/// How deep JSON can be read at all.
+const MAX_JSON_DEPTH: usize = 127;
 
 /// The most calls, subscriptions or connections that a server can be told to serve at once.
 const MAX_AT_ONCE: usize = 1 << 20;

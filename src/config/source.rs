@@ -43,6 +43,9 @@ pub struct SourceConfig {
 /// The account of a source that names none, and of an Ingest call that names none.
 pub const DEFAULT_ACCOUNT: &str = "default";
 
+/// How deep the JSON of a webhook may be nested where no configuration says so: several times what any provider sends.
+pub const DEFAULT_MAX_JSON_DEPTH: usize = 64;
+
 fn default_account() -> String {
     DEFAULT_ACCOUNT.to_owned()
 }
@@ -127,8 +130,7 @@ impl SourceConfig {
         let provider = provider::find(&self.provider).ok_or_else(|| {
             SourceError::UnknownProvider(list(PROVIDERS.iter().map(|provider| provider.name())))
         })?;
-        let in_account = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if !(1..=64).contains(&self.account.len()) || !self.account.bytes().all(in_account) {
+        if !is_account(&self.account) {
             return Err(SourceError::Account);
         }
         if let Some(unknown) = self
@@ -171,10 +173,17 @@ impl SourceConfig {
             keyring,
             tolerance: Duration::from_secs(self.tolerance_seconds),
             keep_unverified: self.keep_unverified,
+            max_json_depth: DEFAULT_MAX_JSON_DEPTH,
             options,
             counts: Counts::default(),
         })
     }
+}
+
+/// Whether an account could be named in a request and a URL.
+pub(super) fn is_account(account: &str) -> bool {
+    let in_account = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=64).contains(&account.len()) && account.bytes().all(in_account)
 }
 
 /// The schemes with these names; the provider's default when there are none.

@@ -92,6 +92,26 @@ fn to_value(value: Value, depth: usize) -> prost_types::Value {
     prost_types::Value { kind: Some(kind) }
 }
 
+/// Whether arrays and objects lie in one another deeper than this. Of what is not JSON, the answer means nothing.
+pub(crate) fn is_deeper(text: &[u8], most: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > most {
+            return true;
+        }
+    }
+    false
+}
+
 /// The exact text of some top-level members of a JSON object, in the order asked for.
 ///
 /// `None` when the body is no JSON object in UTF-8 or gives one of the members twice, because then nobody can say
@@ -344,6 +364,22 @@ mod tests {
             rewritten(text, Rewrite::Php),
             r#"{"b":"A\/Z\u00fcrich \ud83d\ude00\n\u001f","a":[1,2.5,0,7,null,true],"b":{}}"#
         );
+    }
+
+    #[test]
+    fn depth_is_that_of_arrays_and_objects_outside_of_text() {
+        let text = br#"{"a":["[[[[","\"[[[",{"b\\":[1]}],"c":[[]]}"#;
+        assert!(is_deeper(text, 3) && !is_deeper(text, 4));
+        assert!(is_deeper("[".repeat(1 << 20).as_bytes(), 64));
+        assert!(!is_deeper(b"]]]]", 1) && !is_deeper(b"", 0) && !is_deeper(b"1", 0));
+    }
+
+    #[test]
+    fn members_of_any_depth_are_found_without_recursion() {
+        // Deep enough for a stack to overflow, were there one.
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(400_000), "]".repeat(400_000));
+        let [member] = members(deep.as_bytes(), ["a"]).unwrap();
+        assert!(rewrite(member.unwrap(), Rewrite::JavaScript).is_none());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Shared,
     admission::Permit,
+    auditing::Auditable,
     grpc::{caller, parse_id},
     quarantine::not_found,
     status, subscribe,
@@ -151,8 +152,9 @@ impl AdminService for Admin {
 
     async fn erase_subject(
         &self,
-        _request: Request<EraseSubjectRequest>,
+        request: Request<EraseSubjectRequest>,
     ) -> Result<Response<EraseSubjectResponse>, Status> {
+        caller(&request)?;
         Err(Status::unimplemented("nothing is encrypted"))
     }
 
@@ -199,7 +201,7 @@ impl AdminService for Admin {
 }
 
 /// Refuses a caller whose scope is limited: the call is about all sources.
-fn unlimited<T>(request: &Request<T>) -> Result<(), Status> {
+fn unlimited<T: Auditable>(request: &Request<T>) -> Result<(), Status> {
     match caller(request)?.reach(Scope::Admin) {
         Reach::Everything => Ok(()),
         Reach::Nothing | Reach::Limited(_) => Err(status::scope_missing(Scope::Admin)),
@@ -276,6 +278,7 @@ fn info(source: &Source, started_at: Timestamp) -> SourceInfo {
         keyring,
         tolerance,
         keep_unverified,
+        max_json_depth: _,
         options: _,
         counts,
     } = source;

@@ -1,27 +1,178 @@
 //! Admission: whether a call is served at all, decided before its request is read, so that what waits costs no memory.
+//!
+//! What the server does at once is bounded, and so is what it does for one caller: none can use up what is there for all.
+//! What a call holds it gives back when its answer is taken, not when it is made.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::future;
 use http::{Request, Response};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::{Shared, status};
-use crate::error::Code;
+use super::{MAX_INGEST_STREAMS, Shared, answer::Answer, status};
+use crate::{
+    allowance::Allowance,
+    caller::{Caller, Callers},
+    config::ServerConfig,
+    error::Code,
+};
 
-/// What an admitted call holds: one of the calls that may be served at once. It is given back when the last clone is
-/// dropped.
+/// What an admitted call holds: one of the calls that may be served at once, of all and of its caller. It is given back
+/// when the last clone is dropped.
 ///
-/// [`Admitted`] holds it until the call is answered. What goes on after the answer, or without the caller, finds a clone
-/// in the extensions of the request.
-pub(super) type Permit = Arc<OwnedSemaphorePermit>;
+/// [`Admitted`] holds it until the answer is taken. What goes on without the caller finds a clone in the extensions of the
+/// request.
+pub(super) type Permit = Arc<Places>;
+
+/// A place among those of all callers, and one among those of this caller.
+pub(super) struct Places {
+    _of_all: OwnedSemaphorePermit,
+    _of_caller: OwnedSemaphorePermit,
+}
+
+/// In the extensions of an answer: it is a stream that may stay open for ever, and holds something else instead of its
+/// permit.
+#[derive(Clone, Copy)]
+pub(super) struct StaysOpen;
+
+/// A number of places of which each caller may have a share.
+pub(super) struct Room {
+    /// What they are for, in messages.
+    what: &'static str,
+    most: usize,
+    places: Arc<Semaphore>,
+}
+
+impl Room {
+    pub(super) fn new(what: &'static str, most: usize) -> Self {
+        Self {
+            what,
+            most,
+            places: Arc::new(Semaphore::new(most)),
+        }
+    }
+
+    /// A share of it: this much, or by default a quarter.
+    fn share(&self, most: usize) -> Self {
+        let most = match most {
+            0 => self.most.div_ceil(4),
+            most => most.min(self.most),
+        };
+        Self::new(self.what, most)
+    }
+
+    /// A place in this room and in a share of it.
+    pub(super) fn enter(&self, share: &Self) -> Result<Permit, Status> {
+        let overloaded = |message| status::error(Code::Overloaded, message);
+        let (what, most) = (self.what, share.most);
+        let of_caller = Arc::clone(&share.places).try_acquire_owned();
+        let of_caller = of_caller
+            .map_err(|_| overloaded(format!("{most} {what} of this caller already; try again")))?;
+        let most = self.most;
+        let of_all = Arc::clone(&self.places).try_acquire_owned();
+        let of_all = of_all.map_err(|_| overloaded(format!("{most} {what} already; try again")))?;
+        Ok(Permit::new(Places {
+            _of_all: of_all,
+            _of_caller: of_caller,
+        }))
+    }
+}
+
+/// What is there for all callers.
+pub(super) struct Rooms {
+    calls: Room,
+    pub(super) subscriptions: Room,
+    pub(super) ingest_streams: Room,
+}
+
+impl Rooms {
+    pub(super) fn new(config: &ServerConfig) -> Self {
+        Self {
+            calls: Room::new("calls are being served", config.max_concurrent_calls),
+            subscriptions: Room::new("subscriptions are open", config.max_subscriptions),
+            ingest_streams: Room::new("ingest streams are open", MAX_INGEST_STREAMS),
+        }
+    }
+}
+
+/// What is there for one caller.
+pub(super) struct Share {
+    calls: Room,
+    pub(super) subscriptions: Room,
+    pub(super) ingest_streams: Room,
+    /// How many calls it may make; `None` is as many as it likes.
+    rate: Option<Allowance>,
+}
+
+impl Share {
+    /// Counts a call, if it may be made now.
+    pub(super) fn take_call(&self) -> Result<(), Status> {
+        match &self.rate {
+            Some(rate) if !rate.take(Instant::now()) => {
+                let message = "the caller makes more calls than it may; try again";
+                Err(status::error(Code::Overloaded, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until one more webhook of a stream may be taken.
+    pub(super) async fn take_webhook(&self) {
+        if let Some(rate) = &self.rate {
+            rate.wait().await;
+        }
+    }
+}
+
+/// The shares of all callers.
+pub(super) struct Shares {
+    by_name: HashMap<String, Arc<Share>>,
+    /// Of whoever calls when nobody is asked: everything.
+    anyone: Arc<Share>,
+}
+
+impl Shares {
+    pub(super) fn new(rooms: &Rooms, config: &ServerConfig, callers: &Callers) -> Self {
+        let share = |calls, subscriptions, ingest_streams, per_second| Share {
+            calls: rooms.calls.share(calls),
+            subscriptions: rooms.subscriptions.share(subscriptions),
+            ingest_streams: rooms.ingest_streams.share(ingest_streams),
+            // A second's worth may come at once.
+            rate: (per_second > 0).then(|| Allowance::new(per_second, per_second)),
+        };
+        let of_caller = |name: &str| {
+            let share = share(
+                config.max_concurrent_calls_per_caller,
+                config.max_subscriptions_per_caller,
+                0,
+                config.max_calls_per_second_per_caller,
+            );
+            (name.to_owned(), Arc::new(share))
+        };
+        Self {
+            by_name: callers.names().map(of_caller).collect(),
+            anyone: Arc::new(share(usize::MAX, usize::MAX, usize::MAX, 0)),
+        }
+    }
+
+    /// The share of a caller.
+    pub(super) fn of(&self, caller: &Caller) -> &Arc<Share> {
+        let named = caller.name().and_then(|name| self.by_name.get(name));
+        named.unwrap_or(&self.anyone)
+    }
+}
 
 /// A service whose calls are admitted first. Health and reflection do without.
 #[derive(Clone)]
@@ -38,16 +189,13 @@ impl<S> Admitted<S> {
 }
 
 impl Shared {
-    fn admit(&self) -> Result<Permit, Status> {
+    fn admit(&self, request: &Request<Body>) -> Result<Permit, Status> {
         if self.draining.is_cancelled() {
             return Err(status::draining());
         }
-        let permit = Arc::clone(&self.calls).try_acquire_owned();
-        permit.map(Permit::new).map_err(|_| {
-            let limit = self.config.max_concurrent_calls;
-            let message = format!("{limit} calls are being served already; try again");
-            status::error(Code::Overloaded, message)
-        })
+        let caller = request.extensions().get::<Caller>();
+        let caller = caller.ok_or_else(status::nobody)?;
+        self.rooms.calls.enter(&self.shares.of(caller).calls)
     }
 }
 
@@ -65,16 +213,18 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let permit = match self.shared.admit() {
+        let permit = match self.shared.admit(&request) {
             Ok(permit) => permit,
             Err(refused) => return Box::pin(future::ready(Ok(refused.into_http()))),
         };
         request.extensions_mut().insert(Permit::clone(&permit));
         let answered = self.service.call(request);
+        let timeout = Duration::from_secs(self.shared.config.stalled_answer_timeout_seconds);
         Box::pin(async move {
-            let answered = answered.await;
-            drop(permit);
-            answered
+            let Ok(mut response) = answered.await;
+            let stays_open = response.extensions_mut().remove::<StaysOpen>().is_some();
+            let permit = (!stays_open).then_some(permit);
+            Ok(response.map(|body| Answer::body(body, permit, timeout)))
         })
     }
 }

@@ -1,24 +1,33 @@
 //! Authorization: who calls, and whether they may call this rpc at all, decided in one place before anything is read.
 //!
 //! Each rpc states its scope in its `.proto` file. What a handler does for a caller is bounded by how far that
-//! scope of the caller reaches.
+//! scope of the caller reaches. Health is open; so is reflection, if the configuration says so. Everything else, paths that
+//! do not exist among it, is for known callers only.
 
 use std::{
     collections::HashMap,
     convert::Infallible,
+    mem,
     pin::Pin,
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     task::{Context, Poll},
+    time::Duration,
 };
 
-use futures_util::future;
 use http::{Request, Response};
-use tonic::{Status, body::Body};
+use tokio::{
+    sync::Semaphore,
+    time::{self, Instant},
+};
+use tonic::{Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 
-use super::status;
+use super::{admission::Shares, auditing::Auditor, status};
 use crate::{
-    caller::Caller,
+    allowance::Allowance,
+    caller::Callers,
+    config::Reflection,
+    error::Code,
     proto::{DESCRIPTORS, Scope},
 };
 
@@ -41,15 +50,148 @@ static SCOPES: LazyLock<HashMap<String, Scope>> = LazyLock::new(|| {
         .collect()
 });
 
+/// How many calls of unknown callers are answered at once, and how many more with each second. Those beyond it wait.
+const FAILURES_AT_ONCE: u32 = 100;
+const FAILURES_PER_SECOND: u32 = 10;
+
+/// How long they wait, and how many of them at most.
+const FAILURE_DELAY: Duration = Duration::from_secs(1);
+const MAX_DELAYED: usize = 1024;
+
+/// What it takes to make a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    /// Nothing.
+    Open,
+    /// To be a caller.
+    Known,
+    /// To have a scope.
+    Scope(Scope),
+}
+
+/// Decides who may call what.
+pub(super) struct Gate {
+    callers: Arc<Callers>,
+    reflection: Reflection,
+    auditor: Auditor,
+    shares: Arc<Shares>,
+    failures: Allowance,
+    delayed: Semaphore,
+}
+
+impl Gate {
+    pub(super) fn new(
+        callers: Arc<Callers>,
+        reflection: Reflection,
+        auditor: Auditor,
+        shares: Arc<Shares>,
+    ) -> Self {
+        Self {
+            callers,
+            reflection,
+            auditor,
+            shares,
+            failures: Allowance::new(FAILURES_AT_ONCE, FAILURES_PER_SECOND),
+            delayed: Semaphore::new(MAX_DELAYED),
+        }
+    }
+
+    fn rule(&self, path: &str) -> Rule {
+        if let Some(scope) = SCOPES.get(path) {
+            return Rule::Scope(*scope);
+        }
+        let of = |service: &str| path.starts_with(service);
+        let is_reflection = of("/grpc.reflection.v1.ServerReflection/")
+            || of("/grpc.reflection.v1alpha.ServerReflection/");
+        match is_reflection && self.reflection == Reflection::Open {
+            true => Rule::Open,
+            false if of("/grpc.health.v1.Health/") => Rule::Open,
+            false => Rule::Known,
+        }
+    }
+
+    /// What an unknown caller is told, whatever was wrong. Whoever fails again and again is told late, so that guessing is
+    /// slow; it keeps nobody waiting who is known.
+    async fn unauthenticated(&self) -> Status {
+        if !self.failures.take(Instant::now()) {
+            let Ok(_delayed) = self.delayed.try_acquire() else {
+                let message = "too many calls without valid credentials; try again";
+                return status::error(Code::Overloaded, message);
+            };
+            time::sleep(FAILURE_DELAY).await;
+        }
+        status::error(
+            Code::Unauthenticated,
+            "the credentials are missing or not valid",
+        )
+    }
+
+    /// Answers a call, or has it answered.
+    async fn serve<S>(&self, mut request: Request<Body>, mut service: S) -> Response<Body>
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    {
+        let rule = self.rule(request.uri().path());
+        if rule == Rule::Open {
+            let Ok(response) = service.call(request).await;
+            return response;
+        }
+        let names = certificate_names(&request);
+        let identity = self.callers.authenticate(request.headers(), &names).await;
+        let scope = match rule {
+            Rule::Scope(scope) => Some(scope),
+            Rule::Open | Rule::Known => None,
+        };
+        if let Ok(known) = &identity
+            && let Err(overloaded) = self.shares.of(&known.caller).take_call()
+        {
+            return overloaded.into_http();
+        }
+        let audited = self
+            .auditor
+            .begin(&mut request, identity.as_ref().ok(), scope);
+        let permitted = match (identity, rule) {
+            (Err(_), _) => Err(self.unauthenticated().await),
+            (Ok(known), Rule::Scope(scope)) if !known.caller.has(scope) => {
+                Err(status::scope_missing(scope))
+            }
+            (Ok(known), _) => audited.before().await.map(|()| known.caller),
+        };
+        let response = match permitted {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                let Ok(response) = service.call(request).await;
+                response
+            }
+            Err(refused) => refused.into_http(),
+        };
+        audited.answered(response).await
+    }
+}
+
+/// The names of the certificate that the client of a call has shown.
+fn certificate_names<B>(_request: &Request<B>) -> Vec<String> {
+    Vec::new()
+}
+
+/// Where the connection of a call comes from.
+pub(super) fn peer<B>(request: &Request<B>) -> Option<std::net::IpAddr> {
+    let connection = request.extensions().get::<TcpConnectInfo>()?;
+    connection.remote_addr().map(|address| address.ip())
+}
+
 /// Lets calls pass of callers who may make them.
 #[derive(Clone)]
-pub(super) struct Authorization;
+pub(super) struct Authorization(pub(super) Arc<Gate>);
 
 impl<S> Layer<S> for Authorization {
     type Service = Authorized<S>;
 
     fn layer(&self, service: S) -> Self::Service {
-        Authorized { service }
+        Authorized {
+            service,
+            gate: Arc::clone(&self.0),
+        }
     }
 }
 
@@ -57,21 +199,13 @@ impl<S> Layer<S> for Authorization {
 #[derive(Clone)]
 pub(super) struct Authorized<S> {
     service: S,
-}
-
-impl<S> Authorized<S> {
-    fn authorize(&self, request: &Request<Body>) -> Result<Caller, Status> {
-        let caller = Caller::anyone();
-        match SCOPES.get(request.uri().path()) {
-            Some(scope) if !caller.has(*scope) => Err(status::scope_missing(*scope)),
-            _ => Ok(caller),
-        }
-    }
+    gate: Arc<Gate>,
 }
 
 impl<S> Service<Request<Body>> for Authorized<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -82,13 +216,11 @@ where
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        match self.authorize(&request) {
-            Ok(caller) => {
-                request.extensions_mut().insert(caller);
-                Box::pin(self.service.call(request))
-            }
-            Err(refused) => Box::pin(future::ready(Ok(refused.into_http()))),
-        }
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The one that is ready, and a clone for the next call.
+        let next = self.service.clone();
+        let service = mem::replace(&mut self.service, next);
+        let gate = Arc::clone(&self.gate);
+        Box::pin(async move { Ok(gate.serve(request, service).await) })
     }
 }

@@ -7,7 +7,14 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{Shared, ingest::Call, ingest_stream::IngestStream, status};
+use super::{
+    Shared,
+    admission::StaysOpen,
+    auditing::{self, Auditable},
+    ingest::Call,
+    ingest_stream::IngestStream,
+    status,
+};
 use crate::{
     caller::{Caller, Reach},
     config::DEFAULT_ACCOUNT,
@@ -52,7 +59,7 @@ impl VerdictService for Verdict {
         let call = Call::of(&request)?;
         let shared = self.0.on_connection_of(&request);
         let stream = IngestStream::open(shared, call, request.into_inner())?;
-        Ok(Response::new(stream.responses()))
+        Ok(staying_open(stream.responses()))
     }
 
     type SubscribeStream = Responses<SubscribeResponse>;
@@ -64,7 +71,7 @@ impl VerdictService for Verdict {
         let caller = caller(&request)?;
         let shared = self.0.on_connection_of(&request);
         let responses = shared.subscribe(&caller, request.into_inner()).await?;
-        Ok(Response::new(responses))
+        Ok(staying_open(responses))
     }
 
     async fn get_event(
@@ -111,6 +118,13 @@ impl VerdictService for Verdict {
         self.0.commit(&caller, request.into_inner()).await?;
         Ok(Response::new(CommitCursorResponse {}))
     }
+}
+
+/// The answer of an rpc whose stream may stay open for ever, and so gives its permit back.
+fn staying_open<T>(responses: Responses<T>) -> Response<Responses<T>> {
+    let mut response = Response::new(responses);
+    response.extensions_mut().insert(StaysOpen);
+    response
 }
 
 impl Shared {
@@ -167,10 +181,11 @@ impl Shared {
     }
 }
 
-/// Who makes a call.
-pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+/// Who makes a call, and what it is about, for the audit log.
+pub(super) fn caller<T: Auditable>(request: &Request<T>) -> Result<Caller, Status> {
+    auditing::tell(request);
     let caller = request.extensions().get::<Caller>().cloned();
-    caller.ok_or_else(|| status::error(Code::Unauthenticated, "nobody knows who calls"))
+    caller.ok_or_else(status::nobody)
 }
 
 /// Of which sources a caller is given the personal data, as far as it is asked for.

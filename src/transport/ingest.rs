@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{
     Shared,
     admission::Permit,
+    auditing::Auditable,
     grpc::{account_or_default, caller},
     now, status,
 };
@@ -31,12 +32,17 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+    pub(super) fn of<T: Auditable>(request: &Request<T>) -> Result<Self, Status> {
         Ok(Self {
             caller: caller(request)?,
             trace: trace_context(request.metadata()),
             _permit: request.extensions().get::<Permit>().cloned(),
         })
+    }
+
+    /// Who calls.
+    pub(super) fn caller(&self) -> &Caller {
+        &self.caller
     }
 
     /// The same call, holding another permit instead.

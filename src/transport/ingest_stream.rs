@@ -19,18 +19,15 @@ use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
 
 use super::{
-    INGEST_STREAM_BYTES, MAX_INGEST_STREAMS, Shared,
-    admission::Permit,
+    INGEST_STREAM_BYTES, Shared,
+    admission::Share,
     grpc::Responses,
     ingest::{Begun, Call},
     status,
 };
-use crate::{
-    error::Code,
-    proto::{
-        IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
-        ingest_stream_response::Result as Answered,
-    },
+use crate::proto::{
+    IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
+    ingest_stream_response::Result as Answered,
 };
 
 /// How many requests of a stream may wait for their answers to be taken.
@@ -45,6 +42,7 @@ const MAX_CORRELATION_ID_BYTES: usize = 128;
 pub(super) struct IngestStream {
     shared: Shared,
     call: Call,
+    share: Arc<Share>,
     /// The requests; `None` when no more are read.
     requests: Option<Streaming<IngestStreamRequest>>,
     /// What has been read and not answered yet.
@@ -69,15 +67,12 @@ impl IngestStream {
         call: Call,
         requests: Streaming<IngestStreamRequest>,
     ) -> Result<Self, Status> {
-        let permit = Arc::clone(&shared.ingest_streams).try_acquire_owned();
-        let permit = permit.map_err(|_| {
-            let message =
-                format!("{MAX_INGEST_STREAMS} ingest streams are open already; try again");
-            status::error(Code::Overloaded, message)
-        })?;
+        let share = Arc::clone(shared.shares.of(call.caller()));
+        let permit = shared.rooms.ingest_streams.enter(&share.ingest_streams)?;
         Ok(Self {
             shared,
-            call: call.with_permit(Permit::new(permit)),
+            call: call.with_permit(permit),
+            share,
             requests: Some(requests),
             answers: FuturesUnordered::new(),
             in_flight_bytes: 0,
@@ -166,7 +161,9 @@ impl IngestStream {
         // A request that is larger than all there is waits for all there is.
         let kib = request_bytes.min(INGEST_STREAM_BYTES).div_ceil(1024) as u32;
         let budget = Arc::clone(&self.shared.ingest_stream_kib);
+        let share = Arc::clone(&self.share);
         let turn = async move {
+            share.take_webhook().await;
             let taken = budget.acquire_many_owned(kib).await;
             let _ = has_come.send(());
             taken

@@ -2,7 +2,10 @@
 
 mod admin;
 mod admission;
+mod answer;
+mod auditing;
 mod authorization;
+mod codec;
 mod grpc;
 mod health;
 mod ingest;
@@ -28,7 +31,9 @@ use tonic_health::ServingStatus;
 use tower::util::MapResponseLayer;
 
 use crate::{
-    config::{LogConfig, LogKind, ServerConfig},
+    audit::Audit,
+    caller::Callers,
+    config::{LogConfig, LogKind, Reflection, ServerConfig},
     ingest::Ingestor,
     log::{
         EventLog,
@@ -44,9 +49,11 @@ use crate::{
 };
 use uuid::Uuid;
 
+pub(crate) use self::codec::BoundedCodec;
 use self::{
-    admission::Admitted,
-    authorization::Authorization,
+    admission::{Admitted, Rooms, Shares},
+    auditing::Auditor,
+    authorization::{Authorization, Gate},
     listener::{ConnectionInfo, HTTP2, Limits, Listener},
     tls::{Tls, TlsError},
 };
@@ -102,12 +109,10 @@ struct Shared {
     ingestor: Arc<Ingestor>,
     log: Arc<dyn EventLog>,
     started_at: jiff::Timestamp,
-    /// Bounds the calls that are being served.
-    calls: Arc<Semaphore>,
-    /// Bounds the subscriptions that are open.
-    subscriptions: Arc<Semaphore>,
-    /// Bounds the ingest streams that are open.
-    ingest_streams: Arc<Semaphore>,
+    /// Bounds what is served at once.
+    rooms: Arc<Rooms>,
+    /// Bounds what is served at once for each caller.
+    shares: Arc<Shares>,
     /// Bounds what the webhooks of ingest streams take, in KiB.
     ingest_stream_kib: Arc<Semaphore>,
     /// The webhooks that are being taken: who began one may go away.
@@ -128,6 +133,25 @@ impl Shared {
     }
 }
 
+/// Who may call, and what is recorded of it.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Who may call.
+    pub callers: Arc<Callers>,
+    /// Where it is recorded, if it is.
+    pub audit: Option<Audit>,
+}
+
+impl Access {
+    /// For whoever can connect; nothing is recorded.
+    pub fn anyone() -> Self {
+        Self {
+            callers: Arc::new(Callers::anyone()),
+            audit: None,
+        }
+    }
+}
+
 /// Serves until `shutdown` resolves and the calls in flight have ended, or the grace is over.
 ///
 /// The caller owns the socket, the log and the moment of stopping.
@@ -135,17 +159,18 @@ pub async fn run(
     config: ServerConfig,
     sources: Vec<Arc<Source>>,
     log: Arc<dyn EventLog>,
+    access: Access,
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let tls = load_tls(&config)?.map(Arc::new);
     let draining = CancellationToken::new();
     let grace = Duration::from_secs(config.shutdown_grace_seconds);
+    let rooms = Rooms::new(&config);
     let shared = Shared {
         ingestor: Arc::new(Ingestor::new(sources, Arc::clone(&log))),
-        calls: Arc::new(Semaphore::new(config.max_concurrent_calls)),
-        subscriptions: Arc::new(Semaphore::new(config.max_subscriptions)),
-        ingest_streams: Arc::new(Semaphore::new(MAX_INGEST_STREAMS)),
+        shares: Arc::new(Shares::new(&rooms, &config, &access.callers)),
+        rooms: Arc::new(rooms),
         ingest_stream_kib: Arc::new(Semaphore::new(INGEST_STREAM_BYTES / 1024)),
         ingests: TaskTracker::new(),
         config: Arc::new(config),
@@ -164,6 +189,13 @@ pub async fn run(
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
 
+    let reflection = shared.config.reflection != Reflection::Off;
+    let gate = Gate::new(
+        Arc::clone(&access.callers),
+        shared.config.reflection,
+        Auditor::new(access.audit),
+        Arc::clone(&shared.shares),
+    );
     let keepalive = Duration::from_secs(shared.config.keepalive_interval_seconds);
     let sources = shared.ingestor.sources().iter();
     let sources = sources.map(|source| Arc::clone(source) as Arc<dyn Reload>);
@@ -186,6 +218,7 @@ pub async fn run(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         // Whoever sends half a request must not keep a permit for ever.
         .timeout(Duration::from_secs(shared.config.call_timeout_seconds))
+        .http2_max_header_list_size(shared.config.max_metadata_bytes)
         .max_concurrent_streams(shared.config.max_concurrent_streams_per_connection)
         // Asks the client to leave, and lets its calls go on; the listener ends streams and, after the grace, all. Given a
         // grace too, tonic would close the connection without having asked.
@@ -194,12 +227,16 @@ pub async fn run(
         ))
         // Errors that tonic makes itself get the details that all our errors have.
         .layer(MapResponseLayer::new(status::with_details))
-        .layer(Authorization)
+        .layer(Authorization(Arc::new(gate)))
         .add_service(verdict_service(&shared))
         .add_service(admin_service(&shared))
         .add_service(health)
-        .add_service(descriptors().build_v1()?)
-        .add_service(descriptors().build_v1alpha()?)
+        .add_optional_service(reflection.then(|| descriptors().build_v1()).transpose()?)
+        .add_optional_service(
+            reflection
+                .then(|| descriptors().build_v1alpha())
+                .transpose()?,
+        )
         .serve_with_incoming_shutdown(listener, draining.clone().cancelled_owned());
 
     let end = async {
@@ -220,6 +257,9 @@ pub async fn run(
         ingests.wait().await;
         Ok(())
     };
+    // Ends with the server, whichever way that ends.
+    let callers = access.callers;
+    let _fresh = AbortOnDropHandle::new(tokio::spawn(async move { callers.keep_fresh().await }));
     let mut serve = pin!(serve);
     let failure = tokio::select! {
         served = &mut serve => return served,

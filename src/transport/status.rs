@@ -59,6 +59,11 @@ pub(super) fn scope_missing(scope: Scope) -> Status {
     with_metadata(Code::ScopeMissing, message, metadata)
 }
 
+/// A handler was reached past the layer that knows callers: a bug of ours.
+pub(super) fn nobody() -> Status {
+    error(Code::Unauthenticated, "nobody knows who calls")
+}
+
 /// The server is shutting down, or a connection has come to its age.
 pub(super) fn draining() -> Status {
     error(

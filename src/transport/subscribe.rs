@@ -34,11 +34,10 @@ impl Shared {
         caller: &Caller,
         request: SubscribeRequest,
     ) -> Result<Responses<SubscribeResponse>, Status> {
-        let Ok(permit) = Arc::clone(&self.subscriptions).try_acquire_owned() else {
-            let limit = self.config.max_subscriptions;
-            let message = format!("{limit} subscriptions are open already; try again");
-            return Err(status::error(Code::Overloaded, message));
-        };
+        let permit = self
+            .rooms
+            .subscriptions
+            .enter(&self.shares.of(caller).subscriptions)?;
         let options = self.options(caller, request).await?;
         let log = Arc::clone(&self.log);
         let subscription = Subscription::new(log, options, self.draining.clone());

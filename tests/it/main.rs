@@ -3,6 +3,7 @@
 mod adapters;
 mod backup;
 mod bad_input;
+mod callers;
 mod cli;
 mod config;
 mod connections;

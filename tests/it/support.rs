@@ -34,7 +34,7 @@ use verdict::{
     },
     provider::{PROVIDERS, Provider, RawWebhook, signature::Secret},
     source::Source,
-    transport::{self, ServeError},
+    transport::{self, Access, ServeError},
 };
 
 /// Longer than anything here takes, so that a test that hangs fails instead.
@@ -266,6 +266,7 @@ impl Server {
             config,
             sources,
             Arc::clone(&log),
+            Access::anyone(),
             listener,
             stop.clone().cancelled_owned(),
         ));

@@ -26,7 +26,7 @@ use verdict::{
     provider::{Headers, RawWebhook},
     source::Source,
     subscription::{Message, READ_LIMIT},
-    transport::{self, ServeError},
+    transport::{self, Access, ServeError},
 };
 
 use crate::{
@@ -367,7 +367,14 @@ async fn a_log_that_failed_before_the_start_ends_the_server_at_once() {
     log.set_health(Health::Failed("sync".to_owned()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let never = std::future::pending();
-    let run = transport::run(server_config(), Vec::new(), log, listener, never);
+    let run = transport::run(
+        server_config(),
+        Vec::new(),
+        log,
+        Access::anyone(),
+        listener,
+        never,
+    );
     let ended = time::timeout(PATIENCE, run).await.unwrap();
     assert!(matches!(ended, Err(ServeError::Log(why)) if why == "sync"));
 }

@@ -1,4 +1,11 @@
 //! Who calls, and what they may do: the one place that decides what a caller sees and changes.
+//!
+//! [`Callers`] knows all callers of the configuration and finds out which of them calls.
+
+mod authentication;
+mod jwks;
+mod jwt;
+mod token;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,6 +13,12 @@ use std::{
 };
 
 use crate::proto::Scope;
+
+pub(crate) use authentication::certificate_name;
+pub use authentication::{Callers, Credential, Identity, Member, Refused};
+pub use jwks::{KeySet, KeySetError, Place};
+pub use jwt::Issuer;
+pub use token::{NewToken, Token, TokenHash};
 
 /// Who calls.
 #[derive(Clone, Debug)]

@@ -1,0 +1,424 @@
+//! Authentication: which caller of the configuration it is that calls.
+//!
+//! A caller shows a bearer token in the metadata, opaque or a JWT, or a client certificate on the connection. With both,
+//! the token decides, also when it is wrong: what somebody says of himself on a call is meant for this call, and a proxy
+//! with a certificate of its own speaks for many.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future;
+use http::{HeaderMap, header::AUTHORIZATION};
+use tokio::{task, time};
+
+use super::{Caller, Issuer, Token, TokenHash, jwt};
+
+/// The longest token that is looked at.
+const MAX_TOKEN_BYTES: usize = 8 << 10;
+
+/// How often the files with the hashes of tokens are read again.
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How a caller has proved who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// Not at all: callers are not asked.
+    None,
+    /// With a token that has this id in the configuration.
+    Token {
+        /// The id.
+        id: Arc<str>,
+    },
+    /// With a JWT.
+    Subject {
+        /// The name of the issuer in the configuration.
+        issuer: Arc<str>,
+        /// For whom it was issued.
+        subject: Arc<str>,
+    },
+    /// With a client certificate.
+    Certificate {
+        /// Its name that the configuration knows.
+        name: Arc<str>,
+    },
+}
+
+/// Who calls, and how that was proved.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Who calls.
+    pub caller: Caller,
+    /// How that was proved.
+    pub credential: Credential,
+}
+
+/// Why a caller is not known. The caller is never told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// No credentials.
+    Missing,
+    /// `authorization` is given more than once.
+    Repeated,
+    /// `authorization` is not `Bearer` and a token.
+    Malformed,
+    /// A longer token than is looked at.
+    TooLong,
+    /// An opaque token that nobody has.
+    UnknownToken,
+    /// A client certificate that nobody has.
+    UnknownCertificate,
+    /// A client certificate whose names belong to several callers.
+    AmbiguousCertificate,
+    /// A JWT that is none.
+    MalformedToken,
+    /// A JWT that asks for what is not known here.
+    UnknownExtension,
+    /// A JWT of an issuer that is not configured.
+    UnknownIssuer,
+    /// A JWT that is signed as its issuer does not sign.
+    AlgorithmNotAllowed,
+    /// A JWT of a key that its issuer does not have.
+    UnknownKey,
+    /// A JWT that names no key where several could be meant.
+    AmbiguousKey,
+    /// A JWT that its issuer has not signed.
+    SignatureInvalid,
+    /// A JWT whose time is past.
+    Expired,
+    /// A JWT whose time has not come.
+    NotYetValid,
+    /// A JWT for somebody else.
+    WrongAudience,
+    /// A JWT of several issuers.
+    WrongIssuer,
+    /// A JWT without a claim that it needs.
+    ClaimMissing,
+    /// A genuine JWT for someone who is no caller.
+    UnknownSubject,
+}
+
+impl Refused {
+    /// All of them.
+    pub const ALL: [Self; 20] = [
+        Self::Missing,
+        Self::Repeated,
+        Self::Malformed,
+        Self::TooLong,
+        Self::UnknownToken,
+        Self::UnknownCertificate,
+        Self::AmbiguousCertificate,
+        Self::MalformedToken,
+        Self::UnknownExtension,
+        Self::UnknownIssuer,
+        Self::AlgorithmNotAllowed,
+        Self::UnknownKey,
+        Self::AmbiguousKey,
+        Self::SignatureInvalid,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::WrongAudience,
+        Self::WrongIssuer,
+        Self::ClaimMissing,
+        Self::UnknownSubject,
+    ];
+
+    /// Its name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Repeated => "repeated",
+            Self::Malformed => "malformed",
+            Self::TooLong => "too_long",
+            Self::UnknownToken => "unknown_token",
+            Self::UnknownCertificate => "unknown_certificate",
+            Self::AmbiguousCertificate => "ambiguous_certificate",
+            Self::MalformedToken => "malformed_token",
+            Self::UnknownExtension => "unknown_extension",
+            Self::UnknownIssuer => "unknown_issuer",
+            Self::AlgorithmNotAllowed => "algorithm_not_allowed",
+            Self::UnknownKey => "unknown_key",
+            Self::AmbiguousKey => "ambiguous_key",
+            Self::SignatureInvalid => "signature_invalid",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::WrongAudience => "wrong_audience",
+            Self::WrongIssuer => "wrong_issuer",
+            Self::ClaimMissing => "claim_missing",
+            Self::UnknownSubject => "unknown_subject",
+        }
+    }
+}
+
+/// A caller, with the credentials that are its own.
+#[derive(Debug)]
+pub struct Member {
+    /// The caller.
+    pub caller: Caller,
+    /// The tokens that it may show.
+    pub tokens: Vec<Token>,
+    /// The names of its client certificates: URIs and DNS names.
+    pub certificates: Vec<String>,
+}
+
+/// All callers of the configuration.
+#[derive(Debug)]
+pub struct Callers {
+    /// `None` when callers are not asked who they are.
+    known: Option<Known>,
+    /// How often each reason has refused someone, in the order of [`Refused::ALL`].
+    refused: [AtomicU64; Refused::ALL.len()],
+}
+
+#[derive(Debug)]
+struct Known {
+    members: Vec<Member>,
+    certificates: HashMap<String, usize>,
+    issuers: Vec<Issuer>,
+}
+
+impl Callers {
+    /// Nobody is asked: whoever can connect may do everything.
+    pub fn anyone() -> Self {
+        Self {
+            known: None,
+            refused: Default::default(),
+        }
+    }
+
+    /// These and nobody else. `issuers` know which of their subjects are which caller.
+    pub fn new(members: Vec<Member>, issuers: Vec<Issuer>) -> Self {
+        let names = members.iter().enumerate().flat_map(|(index, member)| {
+            let names = member.certificates.iter();
+            names.map(move |name| (certificate_name(name), index))
+        });
+        Self {
+            known: Some(Known {
+                certificates: names.collect(),
+                members,
+                issuers,
+            }),
+            refused: Default::default(),
+        }
+    }
+
+    /// Whether callers are asked who they are.
+    pub fn are_asked(&self) -> bool {
+        self.known.is_some()
+    }
+
+    /// The names of all callers.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let members = self.known.iter().flat_map(|known| &known.members);
+        members.filter_map(|member| member.caller.name())
+    }
+
+    /// How often someone was refused for this reason.
+    pub fn refused(&self, reason: Refused) -> u64 {
+        self.count(reason).load(Ordering::Relaxed)
+    }
+
+    fn count(&self, reason: Refused) -> &AtomicU64 {
+        // The variants are in the order of the list.
+        &self.refused[reason as usize]
+    }
+
+    /// Finds out who calls. `certificate_names` are the URIs and DNS names of the certificate that the client has shown,
+    /// if it was verified.
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        certificate_names: &[String],
+    ) -> Result<Identity, Refused> {
+        let Some(known) = &self.known else {
+            return Ok(Identity {
+                caller: Caller::anyone(),
+                credential: Credential::None,
+            });
+        };
+        let found = known.find(headers, certificate_names).await;
+        if let Err(reason) = &found {
+            self.count(*reason).fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(reason = reason.name(), "a caller is not known");
+        }
+        found
+    }
+
+    /// Follows the files and URLs that credentials are checked against, for ever.
+    pub async fn keep_fresh(&self) {
+        let Some(known) = &self.known else {
+            return future::pending().await;
+        };
+        let issuers = known.issuers.iter();
+        let keys = issuers.map(|issuer| issuer.keys.keep_fresh(&issuer.name));
+        future::join(future::join_all(keys), known.follow_files()).await;
+    }
+}
+
+impl Known {
+    async fn find(
+        &self,
+        headers: &HeaderMap,
+        certificate_names: &[String],
+    ) -> Result<Identity, Refused> {
+        match bearer(headers)? {
+            Some(token) if jwt::is_jwt(token) => jwt::authenticate(&self.issuers, token).await,
+            Some(token) => self.with_token(token),
+            None if certificate_names.is_empty() => Err(Refused::Missing),
+            None => self.with_certificate(certificate_names),
+        }
+    }
+
+    fn with_token(&self, token: &str) -> Result<Identity, Refused> {
+        let shown = TokenHash::of(token.as_bytes());
+        let mut found = None;
+        // All of them are compared, whichever it is.
+        for member in &self.members {
+            for token in &member.tokens {
+                if token.matches(&shown) {
+                    found = Some((member, token));
+                }
+            }
+        }
+        let (member, token) = found.ok_or(Refused::UnknownToken)?;
+        Ok(Identity {
+            caller: member.caller.clone(),
+            credential: Credential::Token {
+                id: Arc::clone(token.id()),
+            },
+        })
+    }
+
+    fn with_certificate(&self, names: &[String]) -> Result<Identity, Refused> {
+        let known = |name: &String| {
+            let name = certificate_name(name);
+            let index = self.certificates.get(&name)?;
+            Some((*index, name))
+        };
+        let mut found = names.iter().filter_map(known);
+        let (index, name) = found.next().ok_or(Refused::UnknownCertificate)?;
+        if found.any(|(other, _)| other != index) {
+            return Err(Refused::AmbiguousCertificate);
+        }
+        Ok(Identity {
+            caller: self.members[index].caller.clone(),
+            credential: Credential::Certificate { name: name.into() },
+        })
+    }
+
+    /// Reads the files with the hashes of tokens again and again. What cannot be used leaves the token as it is, and is
+    /// logged once.
+    async fn follow_files(&self) {
+        let tokens = self.members.iter().flat_map(|member| &member.tokens);
+        let tokens = tokens.filter_map(|token| Some((token, token.file()?)));
+        let mut followed: Vec<_> = tokens.map(|(token, path)| (token, path, true)).collect();
+        if followed.is_empty() {
+            return;
+        }
+        loop {
+            time::sleep(FILE_INTERVAL).await;
+            for (token, path, well) in &mut followed {
+                let path = path.to_owned();
+                let read = task::spawn_blocking(move || read_hash(&path)).await;
+                let read = read.ok().flatten();
+                match read {
+                    Some(hash) if hash != token.hash() => {
+                        token.replace(hash);
+                        tracing::info!(token.id = %token.id(), "the token of a caller was changed");
+                    }
+                    None if *well => tracing::error!(
+                        token.id = %token.id(),
+                        "the SHA-256 of a token cannot be read any more; the last one stays in use"
+                    ),
+                    _ => {}
+                }
+                *well = read.is_some();
+            }
+        }
+    }
+}
+
+/// A name of a certificate in the one way in which it is compared: case counts in a URI, not in a DNS name.
+pub(crate) fn certificate_name(name: &str) -> String {
+    match name.contains(':') {
+        true => name.to_owned(),
+        false => name.to_ascii_lowercase(),
+    }
+}
+
+fn read_hash(path: &Path) -> Option<TokenHash> {
+    TokenHash::parse(&fs::read_to_string(path).ok()?)
+}
+
+/// The token of `authorization: Bearer <token>`, where it is given. As RFC 6750 writes it, and nothing else.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refused> {
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = given.next() else {
+        return Ok(None);
+    };
+    if given.next().is_some() {
+        return Err(Refused::Repeated);
+    }
+    let value = value.to_str().map_err(|_| Refused::Malformed)?;
+    let (scheme, token) = value.split_once(' ').ok_or(Refused::Malformed)?;
+    let in_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+        return Err(Refused::Malformed);
+    }
+    if token.len() > MAX_TOKEN_BYTES {
+        return Err(Refused::TooLong);
+    }
+    match token.bytes().all(in_token) {
+        true => Ok(Some(token)),
+        false => Err(Refused::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_count() {
+        for (index, reason) in Refused::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index, "{}", reason.name());
+        }
+    }
+
+    #[test]
+    fn a_token_is_taken_only_as_it_is_written_in_rfc_6750() {
+        let read = |value: &'static [u8]| {
+            let value = HeaderValue::from_bytes(value).expect("a value");
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+            bearer(&headers).map(|token| token.map(str::to_owned))
+        };
+        for good in [&b"Bearer abc"[..], b"bearer abc", b"BEARER abc"] {
+            assert_eq!(read(good), Ok(Some("abc".to_owned())));
+        }
+        for bad in [
+            &b""[..],
+            b"Bearer",
+            b"Bearer ",
+            b"Bearer  abc",
+            b"Bearer abc ",
+            b"Bearer\tabc",
+            b"Bearer a bc",
+            b"Bearer abc,Bearer abc",
+            b"Bearer \xc3\xa4bc",
+            b" Bearer abc",
+            b"Basic abc",
+            b"abc",
+        ] {
+            assert_eq!(read(bad), Err(Refused::Malformed), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The public keys of an issuer of JWTs, as a JSON Web Key Set in a file or at a URL.
+//!
+//! A set is read at the start, again and again in the background, and when somebody shows a token of a key that is not in
+//! it, but then no more than once in [`UNKNOWN_KEY_PAUSE`]. What cannot be read or used leaves the keys as they are.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use jsonwebtoken::{
+    Algorithm, DecodingKey,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
+};
+use serde::Deserialize;
+use tokio::{
+    sync::{Notify, watch},
+    task,
+    time::{self, Instant},
+};
+
+use super::Refused;
+
+/// How often a file is read again.
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a token of an unknown key does not make us read the set again after one that did.
+const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a call waits for the set to be read again.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long reading a set may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+const MAX_BYTES: usize = 256 << 10;
+const MAX_KEYS: usize = 100;
+
+/// Where a set is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a file.
+    File(PathBuf),
+    /// At a URL, to be read at this interval.
+    Url(Uri, Duration),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Url(url, _) => url.fmt(f),
+        }
+    }
+}
+
+/// Why a set cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeySetError {
+    /// The file cannot be read.
+    #[error("{0}")]
+    File(#[from] io::Error),
+    /// The URL does not answer.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It answers something else.
+    #[error("it answers {0}, and only 200 is taken; redirections are not followed")]
+    Status(StatusCode),
+    /// More than a set of keys could be.
+    #[error("larger than {MAX_BYTES} bytes")]
+    TooLarge,
+    /// Not a set.
+    #[error("not a JSON Web Key Set (an object with the member keys)")]
+    Malformed,
+    /// Not a set of an issuer.
+    #[error("holds more than {MAX_KEYS} keys")]
+    TooMany,
+    /// Nothing to verify with.
+    #[error("holds no key for signatures that verdict knows (RSA, P-256, P-384, Ed25519)")]
+    NoKey,
+}
+
+/// A key that signatures can be verified with.
+pub(super) struct Key {
+    id: Option<String>,
+    /// What may be signed with it.
+    algorithms: Vec<Algorithm>,
+    pub(super) key: DecodingKey,
+}
+
+/// The keys of an issuer.
+pub struct KeySet {
+    place: Place,
+    keys: RwLock<Arc<Vec<Arc<Key>>>>,
+    /// Counts how often the set was read, well or not.
+    read: watch::Sender<u64>,
+    /// Asks for the set to be read.
+    wanted: Notify,
+    /// When that was asked for last, because of an unknown key, and how often the set had been read then.
+    last_wanted: Mutex<Option<(Instant, u64)>>,
+}
+
+impl KeySet {
+    /// The set at this place. A file is read; a URL is not yet. Blocks.
+    pub fn open(place: Place) -> Result<Self, KeySetError> {
+        let keys = match &place {
+            Place::File(path) => parse(&read_file(path)?)?,
+            Place::Url(..) => Vec::new(),
+        };
+        Ok(Self {
+            place,
+            keys: RwLock::new(Arc::new(keys)),
+            read: watch::Sender::new(0),
+            wanted: Notify::new(),
+            last_wanted: Mutex::default(),
+        })
+    }
+
+    /// The key that a token names, or the only one that fits when it names none.
+    pub(super) async fn find(
+        &self,
+        id: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Arc<Key>, Refused> {
+        let read = self.read.subscribe();
+        match self.choose(id, algorithm) {
+            Err(Refused::UnknownKey) if self.read_again(read).await => self.choose(id, algorithm),
+            chosen => chosen,
+        }
+    }
+
+    fn choose(&self, id: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, Refused> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let named = keys
+            .iter()
+            .filter(|key| id.is_none() || key.id.as_deref() == id);
+        let mut named = named.peekable();
+        if named.peek().is_none() {
+            return Err(Refused::UnknownKey);
+        }
+        let mut fitting = named.filter(|key| key.algorithms.contains(&algorithm));
+        match (fitting.next(), fitting.next()) {
+            (Some(key), None) => Ok(Arc::clone(key)),
+            (Some(_), Some(_)) => Err(Refused::AmbiguousKey),
+            (None, _) => Err(Refused::AlgorithmNotAllowed),
+        }
+    }
+
+    /// Has the set read again, unless that was asked for just now, and waits for it. Returns whether it was read.
+    async fn read_again(&self, mut read: watch::Receiver<u64>) -> bool {
+        let now = Instant::now();
+        {
+            let last = self.last_wanted.lock();
+            let mut last = last.unwrap_or_else(PoisonError::into_inner);
+            let times = *self.read.borrow();
+            let is_recent = |then| now.duration_since(then) < UNKNOWN_KEY_PAUSE;
+            match *last {
+                // It is being read, or was while we looked.
+                Some((_, asked)) if asked == times => {}
+                Some(_) if read.has_changed().unwrap_or(false) => {}
+                Some((then, _)) if is_recent(then) => return false,
+                _ => {
+                    *last = Some((now, times));
+                    self.wanted.notify_one();
+                }
+            }
+        }
+        matches!(time::timeout(PATIENCE, read.changed()).await, Ok(Ok(())))
+    }
+
+    /// Reads the set again and again, for ever. `name` is that of the issuer, for the log.
+    pub(super) async fn keep_fresh(&self, name: &str) {
+        let mut well = true;
+        if matches!(self.place, Place::Url(..)) {
+            self.refresh(name, &mut well).await;
+        }
+        loop {
+            let interval = match self.place {
+                Place::File(_) => FILE_INTERVAL,
+                Place::Url(_, interval) => interval,
+            };
+            // A set that is not there yet is looked for more often.
+            let interval = if well {
+                interval
+            } else {
+                interval.min(UNKNOWN_KEY_PAUSE)
+            };
+            tokio::select! {
+                () = time::sleep(interval) => {}
+                () = self.wanted.notified() => {}
+            }
+            self.refresh(name, &mut well).await;
+        }
+    }
+
+    /// Reads the set once. That it cannot be read is logged once.
+    async fn refresh(&self, name: &str, well: &mut bool) {
+        match fetch(&self.place).await.and_then(|text| parse(&text)) {
+            Ok(keys) => {
+                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+                if !*well {
+                    tracing::info!(
+                        issuer.name = name,
+                        "the keys of an issuer can be read again"
+                    );
+                }
+                *well = true;
+            }
+            Err(error) => {
+                if *well {
+                    tracing::error!(
+                        issuer.name = name,
+                        issuer.jwks = %self.place,
+                        %error,
+                        "the keys of an issuer cannot be read; those that are known stay in use"
+                    );
+                }
+                *well = false;
+            }
+        }
+        self.read.send_modify(|times| *times += 1);
+    }
+}
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeySet({})", self.place)
+    }
+}
+
+async fn fetch(place: &Place) -> Result<Bytes, KeySetError> {
+    match place {
+        Place::File(path) => {
+            let path = path.clone();
+            let read = task::spawn_blocking(move || read_file(&path)).await;
+            read.map_err(io::Error::other)?
+        }
+        Place::Url(url, _) => {
+            let got = time::timeout(FETCH_TIMEOUT, get(url)).await;
+            got.map_err(|_| KeySetError::Unreachable("it does not answer in time".to_owned()))?
+        }
+    }
+}
+
+fn read_file(path: &PathBuf) -> Result<Bytes, KeySetError> {
+    let mut text = Vec::new();
+    let mut file = File::open(path)?.take(MAX_BYTES as u64 + 1);
+    file.read_to_end(&mut text)?;
+    match text.len() <= MAX_BYTES {
+        true => Ok(text.into()),
+        false => Err(KeySetError::TooLarge),
+    }
+}
+
+async fn get(url: &Uri) -> Result<Bytes, KeySetError> {
+    let unreachable = |error: &dyn std::error::Error| {
+        let mut why = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            why = format!("{why}: {error}");
+            source = error.source();
+        }
+        KeySetError::Unreachable(why)
+    };
+    let client = client(url)?;
+    let request = Request::get(url).header(header::ACCEPT, "application/json");
+    let request = request.header(header::USER_AGENT, "verdict");
+    let request = request.body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| unreachable(&error))?;
+    let response = client.request(request).await;
+    let response = response.map_err(|error| unreachable(&error))?;
+    if response.status() != StatusCode::OK {
+        return Err(KeySetError::Status(response.status()));
+    }
+    let body = Limited::new(response.into_body(), MAX_BYTES)
+        .collect()
+        .await;
+    let body = body.map_err(|error| {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return KeySetError::TooLarge;
+        }
+        unreachable(&*error)
+    })?;
+    Ok(body.to_bytes())
+}
+
+/// A client for one request: a connection that idles for minutes would be of no use. The roots are those of the system, as
+/// they are now.
+fn client(url: &Uri) -> Result<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>, KeySetError> {
+    let builder = HttpsConnectorBuilder::new().with_native_roots();
+    let builder = builder.map_err(|error| KeySetError::Unreachable(error.to_string()))?;
+    // The configuration takes plain HTTP to this machine only.
+    let connector = match url.scheme_str() {
+        Some("http") => builder.https_or_http().enable_http1().build(),
+        _ => builder.https_only().enable_http1().build(),
+    };
+    let mut client = Client::builder(TokioExecutor::new());
+    Ok(client.pool_max_idle_per_host(0).build(connector))
+}
+
+#[derive(Deserialize)]
+struct RawKeySet {
+    keys: Vec<serde_json::Value>,
+}
+
+/// The keys of a set that signatures can be verified with. What is not known is passed over, as RFC 7517 wants it.
+fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, KeySetError> {
+    let set: RawKeySet = serde_json::from_slice(text).map_err(|_| KeySetError::Malformed)?;
+    if set.keys.len() > MAX_KEYS {
+        return Err(KeySetError::TooMany);
+    }
+    let keys = set.keys.into_iter().filter_map(|key| {
+        let jwk: Jwk = serde_json::from_value(key).ok()?;
+        usable(&jwk).map(Arc::new)
+    });
+    let keys: Vec<_> = keys.collect();
+    match keys.is_empty() {
+        true => Err(KeySetError::NoKey),
+        false => Ok(keys),
+    }
+}
+
+fn usable(jwk: &Jwk) -> Option<Key> {
+    use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
+    let of_its_kind: &[Algorithm] = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
+        AlgorithmParameters::EllipticCurve(parameters) => match parameters.curve {
+            EllipticCurve::P256 => &[ES256],
+            EllipticCurve::P384 => &[ES384],
+            _ => return None,
+        },
+        AlgorithmParameters::OctetKeyPair(parameters) => match parameters.curve {
+            EllipticCurve::Ed25519 => &[EdDSA],
+            _ => return None,
+        },
+        // Never a shared secret: who can verify with one can sign with it.
+        _ => return None,
+    };
+    let common = &jwk.common;
+    let is_for_signatures = match &common.public_key_use {
+        None | Some(PublicKeyUse::Signature) => true,
+        Some(_) => false,
+    };
+    let verifies = match &common.key_operations {
+        None => true,
+        Some(operations) => operations.contains(&KeyOperations::Verify),
+    };
+    if !is_for_signatures || !verifies {
+        return None;
+    }
+    let told = common.key_algorithm;
+    let algorithms = of_its_kind.iter().copied();
+    let algorithms =
+        algorithms.filter(|one| told.is_none_or(|told| told == KeyAlgorithm::from(*one)));
+    Some(Key {
+        id: common.key_id.clone(),
+        algorithms: algorithms.collect(),
+        key: DecodingKey::from_jwk(jwk).ok()?,
+    })
+}
