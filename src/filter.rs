@@ -107,6 +107,11 @@ fn known<E: TryFrom<i32>>(
 }
 
 impl Filter {
+    /// Whether whoever asks may see the events of all sources.
+    pub fn sees_all(&self) -> bool {
+        self.reach == Reach::Everything
+    }
+
     /// The same filter for someone who may see no more than this.
     pub fn within(self, reach: &Reach) -> Self {
         Self {

@@ -165,8 +165,11 @@ impl Renormalization {
         match self.block(self.position).await? {
             Block::Events(events) => self.read = events.into(),
             Block::Damaged(position) => {
-                self.summary.examined += 1;
-                self.summary.damaged += 1;
+                // Nobody knows whose it is, so only who may see all is told of it.
+                if self.filter.sees_all() {
+                    self.summary.examined += 1;
+                    self.summary.damaged += 1;
+                }
                 self.position = position;
             }
             Block::End => self.position = self.end,

@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc};
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use prost::Message;
-use tonic::{Request, Response, Status};
+use tonic::{Code as GrpcCode, Request, Response, Status};
 
 use super::{
     Shared,
@@ -168,8 +168,13 @@ impl AdminService for Admin {
             None => return Err(status::invalid("target", "is missing")),
             Some(Target::EventId(id)) => {
                 let id = parse_id("event_id", &id)?;
-                let found = shared.log.find(id).await.map_err(status::read_error)?;
-                let position = found.ok_or_else(not_found)?.position;
+                // Whether others have such an event is nothing that an error may tell.
+                let found = shared.find(id, caller.reach(Scope::Admin)).await;
+                let found = found.map_err(|failed| match failed.code() {
+                    GrpcCode::NotFound => not_found(),
+                    _ => failed,
+                })?;
+                let position = found.position;
                 let delivery = match shared.log.delivery(position).await {
                     // It went while we were looking.
                     Err(ReadError::NotRetained) => None,
@@ -179,9 +184,7 @@ impl AdminService for Admin {
             }
             Some(Target::QuarantineId(id)) => {
                 let id = parse_id("quarantine_id", &id)?;
-                let found = shared.log.find_quarantined(id).await;
-                let found = found.map_err(status::read_error)?;
-                let found = found.ok_or_else(not_found)?;
+                let found = shared.operable(&caller, id).await?;
                 (Position(found.sequence), Some(found.delivery))
             }
         };

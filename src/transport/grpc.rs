@@ -146,8 +146,11 @@ impl Shared {
 
     /// The event with this id, for someone who may see no more than this.
     pub(super) async fn find(&self, event_id: Uuid, reach: &Reach) -> Result<StoredEvent, Status> {
-        let found = self.log.find(event_id).await;
-        let found = found.map_err(|failed| self.read_error(failed))?;
+        let found = match self.log.find(event_id).await {
+            // Nobody knows whose it is, so only who may see all is told that it is there.
+            Err(ReadError::Damaged { .. }) if *reach != Reach::Everything => None,
+            found => found.map_err(|failed| self.read_error(failed))?,
+        };
         let visible = found.filter(|stored| match event::source_of(&stored.event) {
             Some(source) => reach.covers(&source.provider, &source.account),
             None => *reach == Reach::Everything,

@@ -16,7 +16,7 @@ use crate::{
     error::Code,
     filter::Filter,
     ingest::proto_timestamp,
-    log::{Commit, CommitError, Consumer, Cursor, Position},
+    log::{Commit, CommitError, Consumer, Cursor, MAX_CONSUMERS, Position},
     proto::{
         CaughtUp, CommitCursorRequest, Draining, EventFilter, FellBehind, Heartbeat, Scope,
         SubscribeMessage, SubscribeRequest, SubscribeResponse, subscribe_request::Start,
@@ -64,6 +64,7 @@ impl Shared {
     ) -> Result<(), Status> {
         check_consumer(&request.consumer)?;
         let position = self.resolve("cursor", &request.cursor)?;
+        self.check_share(caller, &request.consumer)?;
         let commit = Commit {
             consumer: Consumer {
                 name: owned_by(caller, &request.consumer),
@@ -73,6 +74,25 @@ impl Shared {
             force: request.force,
         };
         self.log.commit(commit).await.map_err(commit_error)
+    }
+
+    /// Refuses a new consumer of a caller that has its share of them: none may use up the names that are there for all.
+    fn check_share(&self, caller: &Caller, consumer: &str) -> Result<(), Status> {
+        const SHARE: usize = MAX_CONSUMERS / 4;
+        let Some(owner) = caller.name() else {
+            return Ok(());
+        };
+        let (owner, name) = (format!("{owner}/"), owned_by(caller, consumer));
+        let known = self.log.consumers();
+        let is_known = known.iter().any(|one| one.name == name);
+        let owned = known.iter().filter(|one| one.name.starts_with(&owner));
+        match is_known || owned.count() < SHARE {
+            true => Ok(()),
+            false => {
+                let description = format!("is new, and the caller has {SHARE} already");
+                Err(status::invalid("consumer", description))
+            }
+        }
     }
 
     /// Checks what a subscriber asks for, and finds where it starts.

@@ -1,5 +1,6 @@
 //! `GetVerification`: where a verification stands, and how it got there.
 
+use prost::Message;
 use tonic::Status;
 
 use super::{
@@ -44,6 +45,12 @@ impl Shared {
             .await;
         let (stored, next) = match history {
             Ok((stored, next)) if !stored.is_empty() => (stored, next),
+            // Nor is an event that a token leads to, damaged or not, of anything that the caller may see.
+            Ok(_) | Err(ReadError::Damaged { .. })
+                if start.is_some_and(|start| start > self.log.start()) =>
+            {
+                return Err(foreign_token());
+            }
             Ok(_) | Err(ReadError::NotRetained) => {
                 return Err(match start {
                     // The last of it went while we were looking.
@@ -53,13 +60,14 @@ impl Shared {
             }
             Err(failed) => return Err(self.read_error(failed)),
         };
+        // A token leads to a place in the log; it must be one of this verification.
+        let first = VerificationEvent::decode(stored[0].event.clone()).ok();
+        if first.as_ref().and_then(event::verification_key) != Some(key) {
+            return Err(foreign_token());
+        }
         let mut history = Vec::with_capacity(stored.len());
         for stored in &stored {
             history.push(self.event(stored, personal_data).await?);
-        }
-        // A token leads to a place in the log; it must be one of this verification.
-        if history.first().and_then(event::verification_key) != Some(key) {
-            return Err(status::invalid("page_token", "is of another verification"));
         }
         Ok(GetVerificationResponse {
             current: self.current(&state, personal_data).await?,
@@ -141,6 +149,10 @@ fn key(request: &GetVerificationRequest) -> Result<[u8; 32], Status> {
         account_or_default(&request.account),
         &request.verification_id,
     ))
+}
+
+fn foreign_token() -> Status {
+    status::invalid("page_token", "is of another verification")
 }
 
 fn not_found() -> Status {

@@ -1,7 +1,10 @@
 //! Callers: how they prove who they are, what they may do, and what is recorded of it.
 
+mod audit;
 mod configuration;
+mod isolation;
 mod issuer;
+mod limits;
 mod refused;
 mod scopes;
 mod tokens;
@@ -68,7 +71,7 @@ fn sources() -> Vec<Source> {
         account: "other".to_owned(),
         ..fixture_source("gu1")
     };
-    vec![fixture_source("gu1"), other, fixture_source("ralio")]
+    vec![fixture_source("gu1"), other, fixture_source("fyatu")]
 }
 
 /// A server that asks its callers who they are.

@@ -49,8 +49,13 @@ fn attempts(issuer: &Issuer) -> Vec<Attempt> {
     let (signed, signature) = good.rsplit_once('.').expect("a token");
     let tampered = unsigned(&rs256, &claims("admin"));
     let mut flipped = good.clone();
-    let last = if flipped.ends_with('A') { "B" } else { "A" };
-    flipped.replace_range(flipped.len() - 3..flipped.len() - 2, last);
+    let place = flipped.len() - 3;
+    let other = if &flipped[place..=place] == "A" {
+        "B"
+    } else {
+        "A"
+    };
+    flipped.replace_range(place..=place, other);
     use Refused::*;
     vec![
         attempt("no credentials", MetadataMap::new(), Missing),

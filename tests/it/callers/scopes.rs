@@ -10,6 +10,9 @@ use verdict::{config::Reflection, proto::DESCRIPTORS};
 use super::{House, bearer, caller, rpcs};
 use crate::support::reason;
 
+/// How reflection answers an empty request.
+const REACHED: Code = Code::InvalidArgument;
+
 const SCOPES: [&str; 5] = ["ingest", "subscribe", "personal_data", "backfill", "admin"];
 
 /// The scope that an rpc states, as the configuration has it.
