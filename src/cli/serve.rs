@@ -51,8 +51,13 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         callers: Arc::new(loaded.callers),
         audit,
     };
-    if loaded.server.insecure && !access.callers.are_asked() {
-        tracing::warn!("server.insecure is set: anyone who can connect may read and write");
+    if loaded.server.insecure {
+        tracing::warn!(
+            server.tls = loaded.server.tls.is_some(),
+            callers.asked = access.callers.are_asked(),
+            "server.insecure is set: without TLS anyone on the way can listen in, and without callers anyone who can \
+             connect may read and write"
+        );
     }
     tracing::info!(
         server.tls = loaded.server.tls.is_some(),

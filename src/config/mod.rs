@@ -194,12 +194,17 @@ pub enum ConfigError {
     /// There is nothing to take webhooks from.
     #[error("no [[sources]] are configured; README.md shows one")]
     NoSources,
-    /// The listener would be open to anyone.
+    /// Whoever can reach the listener could listen in, or call.
     #[error(
-        "server.grpc_listen = \"{0}\" is not loopback, and this version has neither TLS nor authentication; \
-         set server.insecure = true to listen there all the same"
+        "server.grpc_listen = \"{address}\" is not loopback, and {missing}; configure that, or set server.insecure = true to \
+         listen there all the same"
     )]
-    NotLoopback(SocketAddr),
+    NotLoopback {
+        /// Where the listener would be.
+        address: SocketAddr,
+        /// What it lacks.
+        missing: &'static str,
+    },
     /// A limit that would stop everything.
     #[error("server.{0} must be at least 1")]
     Zero(&'static str),
@@ -286,7 +291,7 @@ pub fn parse(text: &str, variables: &Variables) -> Result<Config, ConfigError> {
 impl Config {
     /// Checks what types cannot, and reads the secrets.
     pub fn check(self, variables: &Variables) -> Result<Loaded, ConfigError> {
-        self.server.check()?;
+        self.server.check(!self.callers.is_empty())?;
         self.log.check()?;
         if self.sources.is_empty() {
             return Err(ConfigError::NoSources);
@@ -327,9 +332,19 @@ impl Config {
 }
 
 impl ServerConfig {
-    fn check(&self) -> Result<(), ConfigError> {
-        if !self.grpc_listen.ip().is_loopback() && !self.insecure {
-            return Err(ConfigError::NotLoopback(self.grpc_listen));
+    fn check(&self, callers_are_asked: bool) -> Result<(), ConfigError> {
+        let missing = match (self.tls.is_some(), callers_are_asked) {
+            (true, true) => None,
+            (false, true) => Some("[server.tls] is missing"),
+            (true, false) => Some("no [[callers]] are configured"),
+            (false, false) => Some("both [server.tls] and [[callers]] are missing"),
+        };
+        if let Some(missing) = missing
+            && !self.insecure
+            && !self.grpc_listen.ip().is_loopback()
+        {
+            let address = self.grpc_listen;
+            return Err(ConfigError::NotLoopback { address, missing });
         }
         let limits = [
             ("max_payload_bytes", self.max_payload_bytes as u64),

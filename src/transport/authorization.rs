@@ -19,10 +19,10 @@ use tokio::{
     sync::Semaphore,
     time::{self, Instant},
 };
-use tonic::{Status, body::Body, transport::server::TcpConnectInfo};
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{admission::Shares, auditing::Auditor, status};
+use super::{admission::Shares, auditing::Auditor, listener::ConnectionInfo, status};
 use crate::{
     allowance::Allowance,
     caller::Callers,
@@ -137,7 +137,7 @@ impl Gate {
             return response;
         }
         let names = certificate_names(&request);
-        let identity = self.callers.authenticate(request.headers(), &names).await;
+        let identity = self.callers.authenticate(request.headers(), names).await;
         let scope = match rule {
             Rule::Scope(scope) => Some(scope),
             Rule::Open | Rule::Known => None,
@@ -170,14 +170,16 @@ impl Gate {
 }
 
 /// The names of the certificate that the client of a call has shown.
-fn certificate_names<B>(_request: &Request<B>) -> Vec<String> {
-    Vec::new()
+fn certificate_names<B>(request: &Request<B>) -> &[String] {
+    let connection = request.extensions().get::<ConnectionInfo>();
+    let certificate = connection.and_then(|connection| connection.certificate.as_deref());
+    certificate.map_or(&[], |certificate| &certificate.names)
 }
 
 /// Where the connection of a call comes from.
 pub(super) fn peer<B>(request: &Request<B>) -> Option<std::net::IpAddr> {
-    let connection = request.extensions().get::<TcpConnectInfo>()?;
-    connection.remote_addr().map(|address| address.ip())
+    let connection = request.extensions().get::<ConnectionInfo>()?;
+    Some(connection.peer.ip())
 }
 
 /// Lets calls pass of callers who may make them.
