@@ -1,12 +1,12 @@
 //! `verdict quarantine`
 
 use clap::{ArgGroup, Subcommand};
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 use uuid::Uuid;
 
 use super::{
     CliError,
-    client::{EndpointArg, failure},
+    client::{Connection, EndpointArg, failure},
     output::{self, Format},
 };
 use crate::proto::{
@@ -16,7 +16,7 @@ use crate::proto::{
     discard_quarantined_request, get_delivery_request, redrive_request,
 };
 
-type Client = AdminServiceClient<Channel>;
+type Client = AdminServiceClient<Connection>;
 
 /// Shows what could not be understood, and what to do with it.
 ///

@@ -9,7 +9,7 @@ use tonic_types::StatusExt;
 
 use super::{
     CliError,
-    client::{EndpointArg, failure, reason},
+    client::{Connection, EndpointArg, failure, reason},
     filter::FilterArgs,
     output::{self, Format},
 };
@@ -94,7 +94,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         channel = loop {
             time::sleep(delay).await;
             delay = (delay * 2).min(MAX_DELAY);
-            if let Ok(channel) = server.endpoint.connect().await {
+            if let Ok(channel) = server.connect().await {
                 break channel;
             }
         };
@@ -125,7 +125,7 @@ fn ended(status: &Status) -> CliError {
 
 /// Prints until the stream ends, and keeps in `request` where to go on.
 async fn follow(
-    mut client: VerdictServiceClient<tonic::transport::Channel>,
+    mut client: VerdictServiceClient<Connection>,
     request: &mut SubscribeRequest,
     format: Format,
 ) -> Result<(), Status> {

@@ -23,7 +23,7 @@ use std::{
 
 use futures_util::Stream;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{AbortHandle, JoinSet},
@@ -58,6 +58,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How much later than the connection its streams are told to end, so that they do not begin anew on the same connection.
 const AFTER_GOAWAY: Duration = Duration::from_millis(250);
+
+/// How long a client that was refused is given to learn why.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What a listener allows.
 #[derive(Clone, Copy, Debug)]
@@ -219,7 +222,14 @@ async fn open(
     let (mut transport, certificate) = match tls {
         None => (Transport::Plain(tcp), None),
         Some(tls) => {
-            let stream = TlsAcceptor::from(tls.current()).accept(tcp).await?;
+            let handshake = TlsAcceptor::from(tls.current()).accept(tcp);
+            let stream = match handshake.into_fallible().await {
+                Ok(stream) => stream,
+                Err((error, tcp)) => {
+                    let _told_or_not = time::timeout(LINGER, linger(tcp)).await;
+                    return Err(error);
+                }
+            };
             let (_, session) = stream.get_ref();
             // Who asks for no protocol at all is let through by rustls.
             if session.alpn_protocol() != Some(protocol.name) {
@@ -238,6 +248,14 @@ async fn open(
         peer,
         certificate,
     })
+}
+
+/// Waits until a client has read why it was refused: closing while something of its own is unread would take that from it.
+async fn linger(mut tcp: TcpStream) -> io::Result<()> {
+    const MAX_BYTES: u64 = 64 << 10;
+    tcp.shutdown().await?;
+    tokio::io::copy(&mut tcp.take(MAX_BYTES), &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 /// Who is at the other end. An extension of each request.

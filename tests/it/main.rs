@@ -5,6 +5,7 @@ mod backup;
 mod bad_input;
 mod callers;
 mod cli;
+mod cli_tls;
 mod config;
 mod connections;
 mod consumers;

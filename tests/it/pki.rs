@@ -68,6 +68,14 @@ impl Authority {
         self.issue(server_params(), key.expect("a key"))
     }
 
+    /// A certificate for a server that expired years ago.
+    pub(crate) fn expired_server(&self) -> Pair {
+        self.issue(
+            expired(server_params()),
+            KeyPair::generate().expect("a key"),
+        )
+    }
+
     /// A certificate for a client.
     pub(crate) fn client(&self) -> Pair {
         self.issue(client_params(), KeyPair::generate().expect("a key"))

@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Status, Streaming,
+    Code, Status, Streaming,
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
 use tonic_types::StatusExt;
@@ -349,10 +349,16 @@ pub(crate) async fn connect(url: &str) -> Channel {
 /// refused.
 pub(crate) async fn connect_tls(url: &str, tls: ClientTlsConfig) -> Result<Channel, BoxError> {
     let endpoint = Endpoint::from_shared(url.to_owned())?.tls_config(tls)?;
-    let channel = endpoint.connect().await?;
-    let mut admin = AdminServiceClient::new(channel.clone());
-    admin.list_sources(ListSourcesRequest {}).await?;
-    Ok(channel)
+    loop {
+        let channel = endpoint.connect().await?;
+        let mut admin = AdminServiceClient::new(channel.clone());
+        match admin.list_sources(ListSourcesRequest {}).await {
+            Ok(_) => return Ok(channel),
+            // The connection broke before the call was on it, which hides why.
+            Err(status) if status.code() == Code::Cancelled => {}
+            Err(status) => return Err(status.into()),
+        }
+    }
 }
 
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
