@@ -27,6 +27,8 @@ pub enum Code {
     CursorOutOfRange,
     /// The cursor lies before the one that the consumer has committed.
     CursorBehind,
+    /// What is to be erased was stored without encryption.
+    NotEncrypted,
     /// An event that the log must hold cannot be read. Trying again does not help.
     LogDamaged,
     /// A limit of ours is reached.
@@ -52,6 +54,7 @@ impl Code {
             Self::InvalidRequest => "INVALID_REQUEST",
             Self::CursorOutOfRange => "CURSOR_OUT_OF_RANGE",
             Self::CursorBehind => "CURSOR_BEHIND",
+            Self::NotEncrypted => "NOT_ENCRYPTED",
             Self::LogDamaged => "LOG_DAMAGED",
             Self::Overloaded => "OVERLOADED",
             Self::LogUnavailable => "LOG_UNAVAILABLE",
@@ -72,7 +75,7 @@ impl Code {
                 GrpcCode::InvalidArgument
             }
             Self::CursorOutOfRange => GrpcCode::OutOfRange,
-            Self::CursorBehind => GrpcCode::FailedPrecondition,
+            Self::CursorBehind | Self::NotEncrypted => GrpcCode::FailedPrecondition,
             Self::LogDamaged => GrpcCode::DataLoss,
             Self::Overloaded => GrpcCode::ResourceExhausted,
             Self::LogUnavailable | Self::Draining => GrpcCode::Unavailable,
@@ -94,6 +97,7 @@ impl Code {
             | Self::InvalidRequest
             | Self::CursorOutOfRange
             | Self::CursorBehind
+            | Self::NotEncrypted
             | Self::LogDamaged => false,
         }
     }

@@ -15,6 +15,7 @@
 //! - `allowance`: how often something may be done.
 //! - [`ingest`]: the way of one webhook, from its bytes to its answer.
 //! - [`redrive`]: the way out of the quarantine.
+//! - [`erase`]: how a subject is erased.
 //! - [`renormalize`]: what the stored deliveries would become today.
 //! - `diff`: what is different between two events.
 //! - [`log`]: where events become durable and get their order.
@@ -35,6 +36,7 @@ pub mod cli;
 pub mod config;
 mod delivery;
 mod diff;
+pub mod erase;
 pub mod error;
 pub mod event;
 pub mod filter;

@@ -7,7 +7,9 @@ mod check_config;
 mod client;
 mod consumers;
 mod demo;
+mod erase;
 mod filter;
+mod keys;
 mod normalize;
 mod output;
 mod quarantine;
@@ -56,6 +58,8 @@ enum Command {
     Normalize(normalize::Args),
     Quarantine(quarantine::Args),
     Renormalize(renormalize::Args),
+    Erase(erase::Args),
+    Keys(keys::Args),
     Consumers(consumers::Args),
     Sources(sources::Args),
     Status(status::Args),
@@ -156,6 +160,8 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Normalize(args) => normalize::run(args),
         Command::Quarantine(args) => quarantine::run(args).await,
         Command::Renormalize(args) => renormalize::run(args).await,
+        Command::Erase(args) => erase::run(args).await,
+        Command::Keys(args) => keys::run(args),
         Command::Consumers(args) => consumers::run(args).await,
         Command::Sources(args) => sources::run(args).await,
         Command::Status(args) => status::run(args).await,

@@ -6,7 +6,7 @@ use super::{
     output::{self, Format},
 };
 use crate::proto::{
-    ConsumerStatus, GetStatusRequest, GetStatusResponse, QuarantineStatus,
+    ConsumerStatus, EncryptionStatus, GetStatusRequest, GetStatusResponse, QuarantineStatus,
     admin_service_client::AdminServiceClient,
 };
 
@@ -63,6 +63,7 @@ fn table(status: GetStatusResponse) -> String {
             output::plain(&log.first_cursor),
             output::plain(&log.last_cursor)
         ),
+        format!("encryption  {}", encryption(log.encryption)),
         format!("quarantine  {}", quarantine(status.quarantine)),
         format!("unverified  {}", quarantine(status.unverified)),
     ];
@@ -71,6 +72,27 @@ fn table(status: GetStatusResponse) -> String {
         lines.extend(status.consumers.iter().map(consumer_row));
     }
     lines.join("\n")
+}
+
+fn encryption(status: Option<EncryptionStatus>) -> String {
+    let Some(status) = status else {
+        return "none: the log is in memory".to_owned();
+    };
+    let mut text = match status.enabled {
+        true => format!("master key {}", output::plain(&status.master_key_id)),
+        false => "OFF".to_owned(),
+    };
+    if status.segments_to_rewrap > 0 {
+        let (waiting, all) = (status.segments_to_rewrap, status.key_files);
+        text += &format!("; {waiting} of {all} key files need an older one still");
+    }
+    if status.segments_without_keys > 0 {
+        text += &format!(
+            "; THE KEYS OF {} SEGMENTS ARE GONE",
+            status.segments_without_keys
+        );
+    }
+    text
 }
 
 fn quarantine(status: Option<QuarantineStatus>) -> String {

@@ -123,6 +123,20 @@ pub struct LogConfig {
     pub min_free_bytes: u64,
     pub retention: Retention,
     pub unverified: UnverifiedLimits,
+    pub encryption: EncryptionConfig,
+}
+
+/// How the log encrypts personal data and raw deliveries.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "documented where users read it, in config.default.toml"
+)]
+pub struct EncryptionConfig {
+    pub enabled: bool,
+    pub keys_path: PathBuf,
+    pub master_key_file: PathBuf,
 }
 
 /// What is kept how long. 0 means for ever, or without a limit.
@@ -399,6 +413,14 @@ impl ServerConfig {
 }
 
 impl LogConfig {
+    /// Where the keys of the log lie.
+    pub fn keys_path(&self) -> PathBuf {
+        match self.encryption.keys_path.as_os_str().is_empty() {
+            true => self.path.join("keys"),
+            false => self.encryption.keys_path.clone(),
+        }
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         match SEGMENT_BYTES.contains(&self.segment_bytes) {
             true => Ok(()),

@@ -4,7 +4,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -64,6 +64,8 @@ impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(true);
+        // It may hold personal data, or keys to it.
+        options.mode(0o600);
         Ok(Box::new(options.open(path)?))
     }
 

@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{
-    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,
-    NewEvent, NewQuarantined, Origin, OutOfRange, Position, QuarantineKind, QuarantineStats,
-    ReadError, ReadLimit, Sealed, Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
+    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EraseError, EventLog, Health,
+    History, NewEvent, NewQuarantined, Origin, OutOfRange, Position, QuarantineKind,
+    QuarantineStats, ReadError, ReadLimit, Sealed, Stats, StoredEvent, StoredQuarantined, Tail,
+    VerificationState,
     consumers::Consumers,
     verification::{Member, Time, time},
 };
@@ -170,6 +171,7 @@ impl EventLog for MemoryLog {
             size_bytes: state.records.iter().map(bytes).sum::<usize>() as u64,
             genuine: state.genuine.stats,
             unverified: state.unverified.stats,
+            encryption: None,
         }
     }
 
@@ -201,6 +203,7 @@ impl EventLog for MemoryLog {
             event: encoded,
             personal_data: Sealed {
                 bytes: personal_data,
+                slot: 0,
             },
         };
         state.by_id.insert(event.event_id, position);
@@ -237,7 +240,7 @@ impl EventLog for MemoryLog {
         })
     }
 
-    async fn erase(&self, events: Vec<Position>) -> Result<(), AppendError> {
+    async fn erase(&self, events: Vec<Position>) -> Result<(), EraseError> {
         let mut state = self.state();
         for position in events {
             if let Some(index) = position.0.checked_sub(1)

@@ -64,8 +64,9 @@ pub trait EventLog: Send + Sync {
     async fn personal_data(&self, event: &StoredEvent) -> Result<Bytes, ReadError>;
 
     /// Makes the personal data and the raw deliveries of events unreadable for good, and returns when that is durable. Others
-    /// of the same subject may be erased with them.
-    async fn erase(&self, events: Vec<Position>) -> Result<(), AppendError>;
+    /// of the same subject may be erased with them. What cannot be erased because it is not encrypted is told by an error
+    /// after all else was erased.
+    async fn erase(&self, events: Vec<Position>) -> Result<(), EraseError>;
 
     /// The event with this id.
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError>;
@@ -73,7 +74,7 @@ pub trait EventLog: Send + Sync {
     /// The place before the first event that was received at `since` or later; the end of the log if there is none.
     async fn position_before(&self, since: Timestamp) -> Result<Position, ReadError>;
 
-    /// The raw delivery behind the event at this place. `None` when it is no longer retained.
+    /// The raw delivery behind the event at this place. `None` when it is no longer retained, was erased, or its key is gone.
     async fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError>;
 
     /// Where a verification stands.
@@ -138,7 +139,7 @@ pub enum Health {
 }
 
 /// How large a log is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// The version of the stored format; 0 in memory.
     pub format: u32,
@@ -148,6 +149,23 @@ pub struct Stats {
     pub genuine: QuarantineStats,
     /// The deliveries in quarantine that were not proved genuine.
     pub unverified: QuarantineStats,
+    /// The encryption; `None` in memory.
+    pub encryption: Option<EncryptionStats>,
+}
+
+/// How a log is encrypted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EncryptionStats {
+    /// Whether what is written now is encrypted.
+    pub enabled: bool,
+    /// The id of the master key that wraps new keys. Empty when there is none.
+    pub master_key_id: String,
+    /// How many key files there are.
+    pub key_files: u64,
+    /// How many of them are still wrapped by an older master key.
+    pub to_rewrap: u64,
+    /// How many segments were written with keys that are gone.
+    pub segments_without_keys: u64,
 }
 
 /// How full a quarantine is.
@@ -222,6 +240,8 @@ pub struct StoredEvent {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sealed {
     bytes: Bytes,
+    /// The slot of the key; 0 if the bytes are not encrypted.
+    slot: u32,
 }
 
 impl fmt::Debug for StoredEvent {
@@ -332,7 +352,7 @@ pub struct StoredQuarantined {
     pub sequence: u64,
     /// What operators are told about it.
     pub summary: Bytes,
-    /// The raw delivery.
+    /// The raw delivery. Empty when its key is gone.
     pub delivery: Bytes,
 }
 
@@ -396,6 +416,17 @@ pub enum AppendError {
     /// The log's writer has ended.
     #[error("the log's writer has ended")]
     Closed,
+}
+
+/// Why events were not erased.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EraseError {
+    /// So many of them are not encrypted, and go only with the retention of their segments. All others are erased.
+    #[error("{0} of the events are not encrypted")]
+    NotEncrypted(u64),
+    /// Nobody knows which of them are erased. Erasing can be repeated.
+    #[error(transparent)]
+    Append(#[from] AppendError),
 }
 
 /// Why the log could not be read.

@@ -11,23 +11,26 @@ use super::{
     Shared,
     admission::Permit,
     auditing::Auditable,
-    grpc::{caller, parse_id},
+    grpc::{account_or_default, caller, parse_id},
     quarantine::not_found,
     status, subscribe,
 };
 use crate::{
     caller::Reach,
+    erase::{self, Erased, SubjectId, Target},
+    error::Code,
     event::NORMALIZER_VERSION,
     ingest::proto_timestamp,
-    log::{Consumer, Health, OutOfRange, Position, QuarantineStats, ReadError},
+    log::{Consumer, EncryptionStats, Health, OutOfRange, Position, QuarantineStats, ReadError},
     proto::{
         ConsumerStatus, DeleteConsumerRequest, DeleteConsumerResponse, Delivery,
-        DiscardQuarantinedRequest, DiscardQuarantinedResponse, EraseSubjectRequest,
-        EraseSubjectResponse, GetDeliveryRequest, GetDeliveryResponse, GetStatusRequest,
-        GetStatusResponse, ListQuarantinedRequest, ListQuarantinedResponse, ListSourcesRequest,
-        ListSourcesResponse, LogStatus, OutcomeCounts, QuarantineStatus, RedriveRequest,
-        RedriveResponse, RenormalizeRequest, RenormalizeResponse, Scope, SecretInfo, SourceInfo,
-        admin_service_server::AdminService, get_delivery_request::Target,
+        DiscardQuarantinedRequest, DiscardQuarantinedResponse, EncryptionStatus,
+        EraseSubjectRequest, EraseSubjectResponse, GetDeliveryRequest, GetDeliveryResponse,
+        GetStatusRequest, GetStatusResponse, ListQuarantinedRequest, ListQuarantinedResponse,
+        ListSourcesRequest, ListSourcesResponse, LogStatus, OutcomeCounts, QuarantineStatus,
+        RedriveRequest, RedriveResponse, RenormalizeRequest, RenormalizeResponse, Scope,
+        SecretInfo, SourceInfo, admin_service_server::AdminService, erase_subject_request::Subject,
+        get_delivery_request,
     },
     provider::usage::Usage,
     renormalize::Renormalization,
@@ -154,8 +157,37 @@ impl AdminService for Admin {
         &self,
         request: Request<EraseSubjectRequest>,
     ) -> Result<Response<EraseSubjectResponse>, Status> {
-        caller(&request)?;
-        Err(Status::unimplemented("nothing is encrypted"))
+        let shared = &self.0;
+        let caller = caller(&request)?;
+        let permit = request.extensions().get::<Permit>().cloned();
+        let target = erasure_target(request.into_inner())?;
+        if !caller.may(Scope::Admin, &target.provider, &target.account) {
+            return Err(status::scope_missing(Scope::Admin));
+        }
+        let erasure = erase::erase(
+            Arc::clone(&shared.ingestor),
+            target,
+            shared.draining.clone(),
+        );
+        // A caller that goes away does not stop it.
+        let erasure = shared.ingests.spawn(async move {
+            let _permit = permit;
+            erasure.await
+        });
+        let erased = erasure.await.map_err(|_| {
+            let message = "the subject could not be erased; try again";
+            status::error(Code::LogUnavailable, message)
+        })??;
+        let Erased {
+            events,
+            quarantined_discarded,
+            quarantined_unattributed,
+        } = erased;
+        Ok(Response::new(EraseSubjectResponse {
+            events,
+            quarantined_discarded,
+            quarantined_unattributed,
+        }))
     }
 
     async fn get_delivery(
@@ -166,7 +198,7 @@ impl AdminService for Admin {
         let caller = caller(&request)?;
         let (position, delivery) = match request.into_inner().target {
             None => return Err(status::invalid("target", "is missing")),
-            Some(Target::EventId(id)) => {
+            Some(get_delivery_request::Target::EventId(id)) => {
                 let id = parse_id("event_id", &id)?;
                 // Whether others have such an event is nothing that an error may tell.
                 let found = shared.find(id, caller.reach(Scope::Admin)).await;
@@ -182,10 +214,11 @@ impl AdminService for Admin {
                 };
                 (position, delivery)
             }
-            Some(Target::QuarantineId(id)) => {
+            Some(get_delivery_request::Target::QuarantineId(id)) => {
                 let id = parse_id("quarantine_id", &id)?;
                 let found = shared.operable(&caller, id).await?;
-                (Position(found.sequence), Some(found.delivery))
+                let delivery = Some(found.delivery).filter(|delivery| !delivery.is_empty());
+                (Position(found.sequence), delivery)
             }
         };
         let delivery = Delivery::decode(delivery.ok_or_else(not_found)?);
@@ -201,6 +234,32 @@ impl AdminService for Admin {
             delivery: Some(delivery),
         }))
     }
+}
+
+/// Whom a request is to erase.
+fn erasure_target(request: EraseSubjectRequest) -> Result<Target, Status> {
+    let EraseSubjectRequest {
+        provider,
+        account,
+        subject,
+    } = request;
+    if provider.is_empty() {
+        return Err(status::invalid("provider", "is missing"));
+    }
+    let (field, id) = match subject {
+        None => return Err(status::invalid("subject", "is missing")),
+        Some(Subject::ProviderSubjectId(id)) => ("provider_subject_id", SubjectId::Provider(id)),
+        Some(Subject::ExternalId(id)) => ("external_id", SubjectId::External(id)),
+        Some(Subject::VerificationId(id)) => ("verification_id", SubjectId::Verification(id)),
+    };
+    if id.as_str().is_empty() {
+        return Err(status::invalid(field, "is empty"));
+    }
+    Ok(Target {
+        account: account_or_default(&account).to_owned(),
+        provider,
+        id,
+    })
 }
 
 /// Refuses a caller whose scope is limited: the call is about all sources.
@@ -225,6 +284,7 @@ impl Shared {
                 Health::Unwritable(why) | Health::Failed(why) => why.clone(),
             },
             format: stats.format,
+            encryption: stats.encryption.map(encryption_status),
         }
     }
 
@@ -256,6 +316,23 @@ fn secret_info(id: &str, loaded_at: Timestamp, usage: &Usage) -> SecretInfo {
         loaded_at: Some(proto_timestamp(loaded_at)),
         last_used_at: usage.last_used_at().map(proto_timestamp),
         uses: usage.uses(),
+    }
+}
+
+fn encryption_status(stats: EncryptionStats) -> EncryptionStatus {
+    let EncryptionStats {
+        enabled,
+        master_key_id,
+        key_files,
+        to_rewrap,
+        segments_without_keys,
+    } = stats;
+    EncryptionStatus {
+        enabled,
+        master_key_id,
+        key_files,
+        segments_to_rewrap: to_rewrap,
+        segments_without_keys,
     }
 }
 

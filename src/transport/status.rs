@@ -6,6 +6,7 @@ use tonic::{Code as GrpcCode, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
+    erase,
     error::Code,
     ingest::IngestError,
     log::{AppendError, Cursor, Position, ReadError},
@@ -127,6 +128,23 @@ impl From<renormalize::EndError> for Status {
             renormalize::EndError::Draining => draining(),
             renormalize::EndError::Read(failed) => read_error(failed),
             renormalize::EndError::Append(failed) => append_error(failed),
+        }
+    }
+}
+
+impl From<erase::EndError> for Status {
+    fn from(ended: erase::EndError) -> Self {
+        match ended {
+            erase::EndError::Draining => draining(),
+            erase::EndError::Read(failed) => read_error(failed),
+            erase::EndError::Append(failed) => append_error(failed),
+            erase::EndError::NotEncrypted(events) => {
+                let message = format!(
+                    "{events} events about the subject were stored without encryption and stay as long as they are \
+                     retained; everything else is erased"
+                );
+                error(Code::NotEncrypted, message)
+            }
         }
     }
 }

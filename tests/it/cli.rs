@@ -164,7 +164,7 @@ impl Serving {
         self.process.wait().expect("it ends");
     }
 
-    fn end(&mut self, signal: &str) -> std::process::ExitStatus {
+    pub(crate) fn end(&mut self, signal: &str) -> std::process::ExitStatus {
         let pid = self.process.id().to_string();
         let kill = run(Command::new("kill").args([signal, &pid]));
         assert!(kill.status.success());

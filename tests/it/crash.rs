@@ -38,12 +38,21 @@ use crate::{
 struct Known {
     /// Events by number: the position, once it was acknowledged.
     events: BTreeMap<u128, Option<Position>>,
+    /// Whether the personal data and the delivery of an event, by number, can be read.
+    erased: BTreeMap<u128, Erased>,
     /// Quarantined deliveries by number: whether they must be there.
     quarantined: BTreeMap<u128, Presence>,
     /// The positions that consumers may have committed; one, if the last commit was acknowledged.
     committed: HashMap<String, Vec<Position>>,
     acknowledged_commits: BTreeSet<String>,
     next: u128,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Erased {
+    /// It, or another event of its subject, was to be erased. Nobody was told that it is.
+    Perhaps,
+    Yes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,6 +71,8 @@ struct Figures {
     unacknowledged: u64,
     /// Events that retention has deleted.
     deleted: u64,
+    /// Events that were erased, and are.
+    erased: u64,
     quarantined: u64,
     commits: u64,
     /// Cuts while the log was being opened.
@@ -117,6 +128,7 @@ async fn work(log: &EmbeddedLog, known: &mut Known, rng: &mut Rng) {
             0 => quarantine(log, known).await,
             1 => release(log, known, rng).await,
             2 => commit(log, known, rng).await,
+            3 => erase(log, known, rng).await,
             _ => append(log, known, rng).await,
         };
         failures += u32::from(failed);
@@ -152,6 +164,8 @@ async fn append(log: &EmbeddedLog, known: &mut Known, rng: &mut Rng) -> bool {
                     "event {number}"
                 );
                 *acknowledged = Some(position);
+                // What is written again is not what was erased.
+                known.erased.remove(&number);
             }
             Ok(Appended::Duplicate(position)) => {
                 assert!(acknowledged.is_none_or(|known| known == position));
@@ -171,6 +185,31 @@ fn event(number: u128) -> verdict::log::NewEvent {
         delivery: Bytes::from(vec![number as u8; size as usize + 1]),
         ..new_event(number, Some((number % 5) as u8), Some((number % 13) as i64))
     }
+}
+
+/// Erases a few events.
+async fn erase(log: &EmbeddedLog, known: &mut Known, rng: &mut Rng) -> bool {
+    let retained = |(number, position): (&u128, &Option<Position>)| {
+        position.filter(|p| *p > log.start()).map(|p| (*number, p))
+    };
+    let events: Vec<(u128, Position)> = known.events.iter().filter_map(retained).collect();
+    let chosen: Vec<(u128, Position)> = (0..rng.usize(0..3))
+        .filter_map(|_| rng.choice(&events).copied())
+        .collect();
+    let subjects: BTreeSet<u128> = chosen.iter().map(|(number, _)| number % 5).collect();
+    for number in known.events.keys() {
+        if subjects.contains(&(number % 5)) {
+            known.erased.entry(*number).or_insert(Erased::Perhaps);
+        }
+    }
+    let positions = chosen.iter().map(|(_, position)| *position);
+    let erased = log.erase(positions.collect()).await;
+    if erased.is_ok() {
+        for (number, _) in chosen {
+            known.erased.insert(number, Erased::Yes);
+        }
+    }
+    erased.is_err()
 }
 
 async fn quarantine(log: &EmbeddedLog, known: &mut Known) -> bool {
@@ -278,14 +317,61 @@ async fn check_events(
         let expected = retained.map_or(again, Appended::Duplicate);
         assert_eq!(again, expected, "event {number}");
         *acknowledged = Some(position);
-        let delivery = log.delivery(position).await.expect("readable");
-        match delivery {
-            Some(delivery) => assert_eq!(delivery, event(*number).delivery),
-            None => assert!(config.retention.deliveries_max_bytes > 0 || position <= log.start()),
+        if again == Appended::New(position) {
+            // What is written again is not what was erased.
+            known.erased.remove(number);
         }
+        let erased = known.erased.get(number).copied();
+        let delivery = match log.delivery(position).await {
+            // An erasure that failed has overwritten a part of the key.
+            Err(ReadError::Damaged { place, .. }) if erased == Some(Erased::Perhaps) => {
+                assert!(place.contains(".keys"), "{place}");
+                continue;
+            }
+            delivery => delivery.expect("readable"),
+        };
+        match delivery {
+            Some(delivery) => {
+                assert_eq!(delivery, event(*number).delivery);
+                assert_ne!(erased, Some(Erased::Yes), "event {number} is back");
+            }
+            None => assert!(
+                config.retention.deliveries_max_bytes > 0
+                    || position <= log.start()
+                    || erased.is_some(),
+                "the delivery of event {number} is lost"
+            ),
+        }
+        check_personal_data(log, *number, position, erased).await;
+        figures.erased += u64::from(erased == Some(Erased::Yes));
         figures.events += 1;
     }
     assert!(present.is_empty(), "nobody wrote {present:?}");
+}
+
+async fn check_personal_data(
+    log: &EmbeddedLog,
+    number: u128,
+    position: Position,
+    erased: Option<Erased>,
+) {
+    let id = Uuid::from_u128(number);
+    let Some(stored) = log.find(id).await.expect("readable") else {
+        assert!(position <= log.start(), "event {number} is lost");
+        return;
+    };
+    let personal_data = log.personal_data(&stored).await.expect("readable");
+    let is_there = personal_data == event(number).encoded.personal_data;
+    assert!(is_there || personal_data == verdict::event::erased());
+    match erased {
+        // Retention goes on meanwhile.
+        None => assert!(
+            is_there || position <= log.start(),
+            "event {number} is lost"
+        ),
+        Some(Erased::Perhaps) => {}
+        Some(Erased::Yes) => assert!(!is_there, "event {number} is back"),
+    }
 }
 
 /// Every event of the log, with its position. They are in order, and their revisions have no holes.
@@ -431,9 +517,11 @@ fn nothing_acknowledged_is_lost_in_a_power_cut() {
     let Figures {
         unacknowledged,
         deleted,
+        erased,
         without_index,
         with_an_older_index,
         ..
     } = figures;
-    assert!(unacknowledged > 0 && deleted > 0 && without_index > 0 && with_an_older_index > 0);
+    assert!(unacknowledged > 0 && deleted > 0 && erased > 0);
+    assert!(without_index > 0 && with_an_older_index > 0);
 }

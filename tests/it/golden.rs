@@ -7,7 +7,8 @@
 use std::{
     env,
     fmt::Write,
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -53,7 +54,10 @@ async fn contents(log: &EmbeddedLog) -> String {
             event.event_id,
             event.revision,
             event.late,
-            event.personal_data.map(|data| data.full_name),
+            event.personal_data.map(|data| match data.erased {
+                true => "erased".to_owned(),
+                false => data.full_name,
+            }),
             log.cursor(stored.position).encode(),
         )
         .unwrap();
@@ -144,6 +148,11 @@ async fn write(folder: &Path) {
     drop(log);
     let log = open(&config, 8);
     let _ = log.append(new_event(42, None, None)).await.unwrap();
+    let erased = new_event(43, Some(9), None);
+    let Appended::New(position) = log.append(erased).await.unwrap() else {
+        panic!("it is new");
+    };
+    log.erase(vec![position]).await.unwrap();
     // Retention works behind our back.
     tokio::time::sleep(std::time::Duration::from_secs(10)).await;
     fs::create_dir_all(folder).unwrap();
@@ -161,6 +170,11 @@ async fn what_was_stored_in_any_format_is_read() {
         let folder = folder(format);
         let directory = TempDir::new().unwrap();
         copy(&folder.join("log"), directory.path());
+        let master_key = directory.path().join("keys/master.key");
+        if master_key.exists() {
+            // git knows no better mode.
+            fs::set_permissions(&master_key, Permissions::from_mode(0o600)).unwrap();
+        }
         let log = open(&log_config(directory.path()), 9);
         let expected = fs::read_to_string(folder.join("contents.txt")).unwrap();
         assert_eq!(contents(&log).await, expected);

@@ -280,6 +280,79 @@ async fn an_event_and_its_evidence_are_found() {
 }
 
 #[tokio::test]
+async fn what_is_erased_is_read_by_nobody_again_and_everything_else_stays() {
+    for mut opened in Opened::all() {
+        for number in 1..=9 {
+            let event = new_event(number, Some((number % 3) as u8), Some(number as i64));
+            let _ = opened.log().append(event).await.unwrap();
+        }
+        let before = opened.log().read(Position(0), ALL).await.unwrap();
+        // All that is known of one of the three subjects, some of it twice, and what is not there.
+        let erased = [1, 4, 7, 4, 99].map(Position);
+        opened.log().erase(erased.to_vec()).await.unwrap();
+        for round in 0..3 {
+            let log = opened.log();
+            // Whoever holds an event that was read before can read no more than others.
+            for stored in before
+                .iter()
+                .chain(&log.read(Position(0), ALL).await.unwrap())
+            {
+                let number = u128::from(stored.position.0);
+                let written = new_event(number, None, None);
+                let personal_data = log.personal_data(stored).await.unwrap();
+                let delivery = log.delivery(stored.position).await.unwrap();
+                match erased.contains(&stored.position) {
+                    true => {
+                        assert_eq!(personal_data, event::erased());
+                        assert_eq!(delivery, None);
+                        assert!(whole(log, stored).await.personal_data.unwrap().erased);
+                    }
+                    false => {
+                        assert_eq!(personal_data, written.encoded.personal_data);
+                        assert_eq!(delivery, Some(written.delivery));
+                    }
+                }
+            }
+            let after = log.read(Position(0), ALL).await.unwrap();
+            assert_eq!(after[..9], before);
+            // A redelivery is one still, and what comes of the subject now is not erased.
+            let again = log.append(new_event(4, Some(1), Some(4))).await.unwrap();
+            assert_eq!(again, Appended::Duplicate(Position(4)));
+            let next = 10 + round;
+            let new = log.append(new_event(next, Some(1), None)).await.unwrap();
+            assert_eq!(new, Appended::New(Position(next as u64)));
+            let new = log.read(Position(next as u64 - 1), ALL).await.unwrap();
+            assert_eq!(decode(&new[0]).revision, 4 + next as u64 - 10);
+            let new = whole(log, &new[0]).await.personal_data.unwrap();
+            assert_eq!(new.full_name, format!("name {next}"));
+            log.erase(erased.to_vec()).await.unwrap();
+            opened.reopen();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_without_personal_data_has_none_to_be_erased() {
+    for mut opened in Opened::all() {
+        let event = NewEvent {
+            encoded: EncodedEvent {
+                personal_data: Bytes::new(),
+                ..new_event(1, None, None).encoded
+            },
+            delivery: Bytes::new(),
+            ..new_event(1, None, None)
+        };
+        let _ = opened.log().append(event).await.unwrap();
+        opened.log().erase(vec![Position(1)]).await.unwrap();
+        opened.reopen();
+        let log = opened.log();
+        let stored = log.read(Position(0), ALL).await.unwrap();
+        assert_eq!(log.personal_data(&stored[0]).await.unwrap(), Bytes::new());
+        assert_eq!(log.delivery(Position(1)).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
 async fn a_time_is_found_though_events_were_not_received_in_order() {
     for mut opened in Opened::all() {
         for (number, received_at) in (1..).zip([10, 30, 20, 30, 50, 40]) {

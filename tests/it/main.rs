@@ -11,6 +11,8 @@ mod connections;
 mod consumers;
 mod crash;
 mod damage;
+mod encryption;
+mod erase;
 mod fixtures;
 mod golden;
 mod history;

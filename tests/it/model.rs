@@ -6,9 +6,12 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use proptest::{prelude::*, test_runner::TestRunner};
 use uuid::Uuid;
-use verdict::log::{
-    Appended, Commit, CommitError, Consumer, Cursor, EventLog, NewEvent, NewQuarantined, Origin,
-    OutOfRange, Position, QuarantineKind,
+use verdict::{
+    event,
+    log::{
+        Appended, Commit, CommitError, Consumer, Cursor, EventLog, NewEvent, NewQuarantined,
+        Origin, OutOfRange, Position, QuarantineKind,
+    },
 };
 
 use crate::log::{ALL, Opened, at, decode, new_event};
@@ -36,6 +39,8 @@ enum Operation {
         force: bool,
     },
     Forget(u8),
+    /// Erases the event of this number, if there is one.
+    Erase(u128),
     Reopen,
 }
 
@@ -67,6 +72,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         2 => (0..6_u128).prop_map(Operation::Release),
         4 => commit,
         1 => (0..3_u8).prop_map(Operation::Forget),
+        2 => (0..40_u128).prop_map(Operation::Erase),
         2 => Just(Operation::Reopen),
     ];
     proptest::collection::vec(operation, 1..80)
@@ -99,6 +105,16 @@ struct Known {
     corrects: Option<u128>,
     revision: u64,
     late: bool,
+    erased: Erased,
+}
+
+/// Whether the personal data of an event can be read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Erased {
+    No,
+    /// Another event of its subject was erased.
+    Perhaps,
+    Yes,
 }
 
 /// The log as a few lists.
@@ -135,6 +151,18 @@ impl Model {
             latest = latest.max(time);
         }
         current
+    }
+
+    fn erase(&mut self, erased: usize) {
+        // Events without a verification have the same subject as those of the first one.
+        let subject = |event: &Known| event.verification.unwrap_or(0);
+        let of = subject(&self.events[erased]);
+        for event in &mut self.events {
+            if subject(event) == of && event.erased == Erased::No {
+                event.erased = Erased::Perhaps;
+            }
+        }
+        self.events[erased].erased = Erased::Yes;
     }
 
     fn append(&mut self, mut event: Known) -> Appended {
@@ -219,6 +247,7 @@ async fn apply(
                 corrects: None,
                 revision: 0,
                 late: false,
+                erased: Erased::No,
             };
             prop_assert_eq!(appended, model.append(known));
         }
@@ -245,6 +274,7 @@ async fn apply(
             let known = Known {
                 revision: 0,
                 late: false,
+                erased: Erased::No,
                 ..known
             };
             prop_assert_eq!(appended, model.append(known));
@@ -268,6 +298,12 @@ async fn apply(
         Operation::Forget(consumer) => {
             log.forget(consumer.to_string()).await.unwrap();
             model.committed.remove(&consumer.to_string());
+        }
+        Operation::Erase(number) => {
+            if let Some(event) = model.position(number) {
+                log.erase(vec![Position(event as u64 + 1)]).await.unwrap();
+                model.erase(event);
+            }
         }
         Operation::Reopen => opened.reopen(),
     }
@@ -321,6 +357,21 @@ fn quarantined(number: u128) -> NewQuarantined {
 
 async fn check_events(log: &dyn EventLog, model: &Model) -> Result<(), TestCaseError> {
     let stored = log.read(Position(0), ALL).await.unwrap();
+    for (stored, known) in stored.iter().zip(&model.events) {
+        let personal_data = log.personal_data(stored).await.unwrap();
+        let delivery = log.delivery(stored.position).await.unwrap();
+        let written = new_event(known.id, None, None);
+        let is_there = (
+            personal_data == written.encoded.personal_data,
+            delivery == Some(written.delivery),
+        );
+        let is_gone = (personal_data == event::erased(), delivery.is_none());
+        match known.erased {
+            Erased::No => prop_assert_eq!(is_there, (true, true)),
+            Erased::Yes => prop_assert_eq!(is_gone, (true, true)),
+            Erased::Perhaps => prop_assert!(is_there == (true, true) || is_gone == (true, true)),
+        }
+    }
     let stored: Vec<(u128, u64, bool)> = stored
         .iter()
         .map(decode)

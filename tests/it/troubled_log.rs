@@ -8,9 +8,9 @@ use prost_types::Timestamp;
 use tokio::{sync::watch, time};
 use uuid::Uuid;
 use verdict::log::{
-    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,
-    NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, ReadError, ReadLimit, Stats,
-    StoredEvent, StoredQuarantined, Tail, VerificationState,
+    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EraseError, EventLog, Health,
+    History, NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, ReadError, ReadLimit,
+    Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
 };
 
 use crate::support::{PATIENCE, memory_log};
@@ -241,7 +241,7 @@ impl EventLog for TroubledLog {
         self.log.personal_data(event).await
     }
 
-    async fn erase(&self, events: Vec<Position>) -> Result<(), AppendError> {
+    async fn erase(&self, events: Vec<Position>) -> Result<(), EraseError> {
         self.log.erase(events).await
     }
 

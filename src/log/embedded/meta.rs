@@ -18,6 +18,9 @@ const MAX_OPENINGS: usize = 1000;
 
 const META: &str = "meta";
 
+/// The format in which nothing was encrypted. Its records are read as they are.
+const WITHOUT_ENCRYPTION: u32 = 1;
+
 /// Reads what the log says of itself. A new log says it at once, before there is anything else.
 pub(super) fn read_or_create(
     disk: &dyn Disk,
@@ -39,10 +42,17 @@ pub(super) fn read_or_create(
         write(disk, directory, &meta)?;
         return Ok(meta);
     };
-    let meta = MetaRecord::decode(bytes)
+    let mut meta = MetaRecord::decode(bytes)
         .map_err(|_| OpenError::Damaged("the file meta cannot be read".to_owned()))?;
     match meta.format {
         FORMAT => Ok(meta),
+        WITHOUT_ENCRYPTION => {
+            tracing::warn!(
+                "the log was written by a version that did not encrypt; what it holds already stays as it is"
+            );
+            meta.format = FORMAT;
+            Ok(meta)
+        }
         format => Err(OpenError::Format(format)),
     }
 }

@@ -5,14 +5,18 @@
 //! | `meta` | the version of this format, the id of the log, when it was opened |
 //! | `events/` | the events with their raw deliveries, in segments |
 //! | `quarantine/`, `unverified/` | what came into the two quarantines and what was taken out, in segments |
+//! | `keys/` | what personal data and raw deliveries are encrypted with: a key file for each segment, and the master key |
 //! | `consumers` | how far the consumers have come |
 //! | `index/` | which events are in the log; follows from `events/` |
-//! | `lock` | held while a process uses the log |
+//! | `lock`, `keys/lock` | held while a process uses the log |
 
 mod consumers;
 mod frame;
 mod health;
 mod index;
+mod key_file;
+mod keys;
+mod master_file;
 mod meta;
 mod quarantine;
 mod reader;
@@ -20,8 +24,11 @@ mod record;
 mod recovery;
 mod request;
 mod retention;
+mod rewrap;
+mod seal;
 mod segment;
 mod segments;
+mod slots;
 mod small_file;
 mod view;
 mod writer;
@@ -45,28 +52,35 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub use self::seal::{MasterKeyError, new_master_key};
+
 use self::{
-    frame::{FrameError, Parts},
+    frame::FrameError,
     health::Watchdog,
     index::{Index, IndexError},
+    keys::Keys,
+    master_file::MasterFile,
     quarantine::Quarantine,
-    reader::Shared,
+    reader::{Shared, read_error},
     record::MetaRecord,
     request::{Reply, Request},
     retention::Retirement,
-    segments::{Promise, Segments, WriteError},
+    rewrap::Rewrapping,
+    seal::{Kind, MasterKeys},
+    segments::{Promise, Sealing, Segments, WriteError},
+    view::Stored,
     writer::Writer,
 };
 use super::{
-    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EventLog, Health, History,
-    NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, ReadError, ReadLimit, Stats,
-    StoredEvent, StoredQuarantined, Tail, VerificationState,
+    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EraseError, EventLog, Health,
+    History, NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, ReadError, ReadLimit,
+    Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
     disk::{Disk, RealDisk},
 };
-use crate::config::LogConfig;
+use crate::{config::LogConfig, event};
 
 /// The version of the stored format. What has been written in it can be read for ever.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// How long the writer may take to make a batch durable.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -103,6 +117,9 @@ pub enum OpenError {
     /// Something that was acknowledged is not there, or is not what was written.
     #[error("the log is damaged: {0}")]
     Damaged(String),
+    /// What is encrypted could not be read. Without this error it would be lost when new keys are made.
+    #[error("{0}")]
+    Keys(String),
     /// The first files cannot be written.
     #[error("the log cannot be written: {0}")]
     Write(String),
@@ -145,16 +162,32 @@ impl EmbeddedLog {
         new_id: Uuid,
     ) -> Result<Self, OpenError> {
         let directory = &config.path;
-        make_directories(directory)?;
-        let lock = lock(directory)?;
+        make_directories(config)?;
+        let locks = [
+            lock(directory)?.ok_or(OpenError::InUse)?,
+            lock(&config.keys_path())?.ok_or_else(|| {
+                let path = config.keys_path();
+                OpenError::Keys(format!(
+                    "the keys in {} are in use by another log; each needs a log.encryption.keys_path of its own",
+                    path.display()
+                ))
+            })?,
+        ];
         let mut meta = meta::read_or_create(disk.as_ref(), directory, new_id)?;
         let log_id = meta::id(&meta.id)?;
+        let mut master_file = MasterFile::new(config);
+        let masters = master_file.open(disk.as_ref(), config)?;
+        if !config.encryption.enabled {
+            tracing::warn!(
+                "log.encryption.enabled is false: personal data and raw deliveries are stored as they are, and cannot be erased"
+            );
+        }
         let index = Index::open(directory, log_id)?;
         let Files {
             events,
             genuine,
             unverified,
-        } = Files::open(&disk, config, &meta, index.complete_to()?)?;
+        } = Files::open(&disk, config, &meta, &masters, index.complete_to()?)?;
         index.complete(&events.view)?;
         let end = Position(events.end());
         let openings = meta::add_opening(disk.as_ref(), directory, &mut meta, new_id, end)?;
@@ -170,6 +203,7 @@ impl EmbeddedLog {
             consumers: Mutex::new(consumers::read(disk.as_ref(), directory)?),
             disk,
             directory: directory.clone(),
+            encrypts: config.encryption.enabled,
         });
         let writer = Writer {
             latest_received_at: shared.latest_received_at(end)?,
@@ -180,8 +214,9 @@ impl EmbeddedLog {
             unverified,
             index,
             retirement: Retirement::new(config.retention),
+            rewrapping: Rewrapping::new(master_file),
             meta,
-            _lock: lock,
+            _locks: locks,
         };
         let (requests, queue) = mpsc::channel(QUEUE);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -262,21 +297,44 @@ impl Files {
         disk: &Arc<dyn Disk>,
         config: &LogConfig,
         meta: &MetaRecord,
+        masters: &MasterKeys,
         complete_to: u64,
     ) -> Result<Self, OpenError> {
         let log_id = meta::id(&meta.id)?;
-        let closed = meta.closed.unwrap_or_default();
-        let quarantine = |name, kind, limits, promise| {
-            let directory = config.path.join(name);
-            Quarantine::open(Arc::clone(disk), &directory, log_id, kind, limits, promise)
+        let sealing = |kind: Kind, chunk: u64| {
+            let keys_path = config.keys_path();
+            let keys = Keys::open(Arc::clone(disk), &keys_path, log_id, kind, masters)?;
+            Ok::<_, OpenError>(Sealing {
+                keys: Arc::new(keys),
+                enabled: config.encryption.enabled,
+                chunk: chunk as u32,
+            })
         };
-        let directory = config.path.join("events");
+        let closed = meta.closed.unwrap_or_default();
+        let quarantine = |kind, limits, promise| {
+            let (sealed, chunk) = match kind {
+                QuarantineKind::Genuine => (Kind::Genuine, 64),
+                QuarantineKind::Unverified => (Kind::Unverified, 1),
+            };
+            let sealing = sealing(sealed, chunk)?;
+            let directory = config.path.join(sealed.directory());
+            let disk = Arc::clone(disk);
+            Quarantine::open(disk, &directory, log_id, kind, limits, promise, sealing)
+        };
+        /// About how many bytes of events a new key is made for beforehand.
+        const BYTES_PER_KEY: u64 = 1024;
+        let segment_bytes = retention::segment_bytes(config);
+        let directory = config.path.join(Kind::Events.directory());
         let events = Segments::open(
             Arc::clone(disk),
             &directory,
             log_id,
-            retention::segment_bytes(config),
+            segment_bytes,
             Promise::Durable(closed.events.max(complete_to)),
+            sealing(
+                Kind::Events,
+                (segment_bytes / BYTES_PER_KEY).clamp(16, 1024),
+            )?,
         )?;
         if events.view.start() > meta.start {
             return Err(OpenError::Damaged(format!(
@@ -289,13 +347,11 @@ impl Files {
         Ok(Self {
             events,
             genuine: quarantine(
-                "quarantine",
                 QuarantineKind::Genuine,
                 retention::genuine_limits(config),
                 Promise::Durable(closed.genuine),
             )?,
             unverified: quarantine(
-                "unverified",
                 QuarantineKind::Unverified,
                 retention::unverified_limits(config),
                 Promise::Nothing,
@@ -304,33 +360,37 @@ impl Files {
     }
 }
 
-/// The directories of a log. They will hold personal data: nobody else may look into them.
-fn make_directories(directory: &Path) -> io::Result<()> {
-    for directory in ["events", "quarantine", "unverified"].map(|name| directory.join(name)) {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
-    }
-    // Their own names are to outlive a power cut too. The directory above may not be ours to open.
-    File::open(directory)?.sync_all()?;
-    if let Some(above) = directory.parent()
-        && let Ok(above) = File::open(above)
-    {
-        above.sync_all()?;
-    }
-    if fs::metadata(directory)?.permissions().mode() & 0o077 != 0 {
-        tracing::warn!(log.path = %directory.display(), "others may look into the log's directory");
+/// The directories of a log and of its keys. They will hold personal data: nobody else may look into them.
+fn make_directories(config: &LogConfig) -> io::Result<()> {
+    for directory in [&config.path, &config.keys_path()] {
+        for kind in Kind::ALL {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory.join(kind.directory()))?;
+        }
+        // Their own names are to outlive a power cut too. The directory above may not be ours to open.
+        File::open(directory)?.sync_all()?;
+        if let Some(above) = directory.parent()
+            && let Ok(above) = File::open(above)
+        {
+            above.sync_all()?;
+        }
+        if fs::metadata(directory)?.permissions().mode() & 0o077 != 0 {
+            let path = directory.display();
+            tracing::warn!(log.path = %path, "others may look into a directory of the log");
+        }
     }
     Ok(())
 }
 
-fn lock(directory: &Path) -> Result<File, OpenError> {
+/// Locks a directory. `None` if it is locked already.
+fn lock(directory: &Path) -> io::Result<Option<File>> {
     let lock = File::create(directory.join("lock"))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse),
-        Err(TryLockError::Error(error)) => Err(error.into()),
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -382,6 +442,7 @@ impl EventLog for EmbeddedLog {
             size_bytes: self.shared.events.size_bytes(),
             genuine: self.shared.genuine.stats(),
             unverified: self.shared.unverified.stats(),
+            encryption: Some(self.shared.encryption()),
         }
     }
 
@@ -401,11 +462,20 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn personal_data(&self, event: &StoredEvent) -> Result<Bytes, ReadError> {
-        Ok(event.personal_data.bytes.clone())
+        let (position, sealed) = (event.position, event.personal_data.clone());
+        let stored = Stored::personal_data(position, &sealed);
+        if let Some(opened) = self.shared.events.open_at_once(stored) {
+            return opened.map_err(read_error);
+        }
+        let opened = self.blocking(move |shared| {
+            let stored = Stored::personal_data(position, &sealed);
+            shared.events.open(stored).map_err(read_error)
+        });
+        Ok(opened.await?.unwrap_or_else(event::erased))
     }
 
-    async fn erase(&self, _events: Vec<Position>) -> Result<(), AppendError> {
-        Err(AppendError::Unavailable("nothing is encrypted".to_owned()))
+    async fn erase(&self, events: Vec<Position>) -> Result<(), EraseError> {
+        self.request(|reply| Request::Erase(events, reply)).await
     }
 
     async fn find(&self, event_id: Uuid) -> Result<Option<StoredEvent>, ReadError> {
@@ -437,18 +507,7 @@ impl EventLog for EmbeddedLog {
         if position > self.shared.tail.end() {
             return Ok(None);
         }
-        self.blocking(move |shared| {
-            let mut delivery = None;
-            let read = shared.read_frames(position, position, Parts::All, |frame| {
-                delivery = Some(frame.body);
-                false
-            });
-            match read {
-                Err(ReadError::NotRetained) => Ok(None),
-                read => read.map(|()| delivery.filter(|delivery| !delivery.is_empty())),
-            }
-        })
-        .await
+        self.blocking(move |shared| shared.delivery(position)).await
     }
 
     async fn verification(&self, key: [u8; 32]) -> Result<Option<VerificationState>, ReadError> {

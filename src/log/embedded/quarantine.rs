@@ -13,10 +13,13 @@ use uuid::Uuid;
 use super::{
     OpenError,
     frame::{Frame, NewFrame, Parts},
+    keys::Keys,
     reader,
     record::QuarantineRecord,
-    segments::{Promise, Segments, WriteError},
-    view::{View, ViewError},
+    seal::Purpose,
+    segments::{Promise, Sealing, Segments, WriteError},
+    slots,
+    view::{Stored, View, ViewError},
 };
 use crate::log::{
     NewQuarantined, Position, QuarantineKind, QuarantineStats, ReadError, ReadLimit,
@@ -42,26 +45,41 @@ pub(super) struct QuarantineView {
 /// What is in the quarantine now.
 #[derive(Debug, Default)]
 struct Present {
-    /// Ids and sizes, by sequence.
-    by_sequence: BTreeMap<u64, (Uuid, u64)>,
+    by_sequence: BTreeMap<u64, Entry>,
     by_id: HashMap<Uuid, u64>,
     stats: QuarantineStats,
 }
 
+/// A delivery that is in a quarantine.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    id: Uuid,
+    size_bytes: u64,
+    /// The slot of its key; 0 if it is not encrypted.
+    slot: u32,
+}
+
 impl Present {
-    fn insert(&mut self, sequence: u64, id: Uuid, size_bytes: u64) {
-        self.by_sequence.insert(sequence, (id, size_bytes));
-        self.by_id.insert(id, sequence);
+    fn insert(&mut self, sequence: u64, entry: Entry) {
+        self.by_sequence.insert(sequence, entry);
+        self.by_id.insert(entry.id, sequence);
         self.stats.deliveries += 1;
-        self.stats.size_bytes += size_bytes;
+        self.stats.size_bytes += entry.size_bytes;
     }
 
-    fn remove(&mut self, sequence: u64) {
-        if let Some((id, size_bytes)) = self.by_sequence.remove(&sequence) {
-            self.by_id.remove(&id);
-            self.stats.deliveries -= 1;
-            self.stats.size_bytes -= size_bytes;
-        }
+    fn remove(&mut self, sequence: u64) -> Option<Entry> {
+        let entry = self.by_sequence.remove(&sequence)?;
+        self.by_id.remove(&entry.id);
+        self.stats.deliveries -= 1;
+        self.stats.size_bytes -= entry.size_bytes;
+        Some(entry)
+    }
+
+    /// Takes a delivery out. The place of its key, if it has one of its own.
+    fn release(&mut self, id: &Uuid) -> Option<(u64, u32)> {
+        let sequence = *self.by_id.get(id)?;
+        let entry = self.remove(sequence)?;
+        Some((sequence, entry.slot))
     }
 
     fn drop_through(&mut self, last: u64) {
@@ -77,7 +95,7 @@ impl Present {
 /// The writer's side of a quarantine.
 pub(super) struct Quarantine {
     pub(super) view: QuarantineView,
-    segments: Segments,
+    pub(super) segments: Segments,
     limits: Limits,
 }
 
@@ -95,24 +113,29 @@ impl Quarantine {
         kind: QuarantineKind,
         limits: Limits,
         promise: Promise,
+        sealing: Sealing,
     ) -> Result<Self, OpenError> {
         const SEGMENT_BYTES: u64 = 8 << 20;
         // Whole segments are deleted: of a small space each is a small part.
         let segment_bytes = limits.max_bytes.map_or(u64::MAX, |bytes| bytes / 8);
         let segment_bytes = segment_bytes.min(SEGMENT_BYTES);
-        let segments = Segments::open(disk, directory, log_id, segment_bytes, promise)?;
+        let segments = Segments::open(disk, directory, log_id, segment_bytes, promise, sealing)?;
+        let mut released = Vec::new();
         let mut present = Present::default();
         let (first, last) = (segments.view.start() + 1, segments.end());
         let mut failed = None;
         let read = segments.view.read(first, last, Parts::Heads, |frame| {
-            failed = replay(&mut present, &frame).err();
+            match replay(&mut present, &frame) {
+                Ok(place) => released.extend(place),
+                Err(error) => failed = Some(error),
+            }
             failed.is_none()
         });
         if let Some(error) = failed {
             return Err(error);
         }
         read.map_err(|error| OpenError::Damaged(error.to_string()))?;
-        Ok(Self {
+        let mut quarantine = Self {
             view: QuarantineView {
                 kind,
                 segments: Arc::clone(&segments.view),
@@ -120,7 +143,21 @@ impl Quarantine {
             },
             segments,
             limits,
-        })
+        };
+        // The power may have gone between the release and this.
+        quarantine.condemn(released);
+        quarantine.segments.destroy_condemned()?;
+        Ok(quarantine)
+    }
+
+    /// Takes note that the keys of deliveries are to be destroyed that were taken out. A key that unverified deliveries share
+    /// stays.
+    fn condemn(&mut self, released: Vec<(u64, u32)>) {
+        if self.view.kind == QuarantineKind::Genuine {
+            for (number, slot) in released {
+                self.segments.condemn(number, slot);
+            }
+        }
     }
 
     /// Makes changes, one after another, and says of each whether it changed anything. They are durable when this returns,
@@ -151,6 +188,7 @@ impl Quarantine {
             self.write(now)?;
             rest = later;
         }
+        self.segments.destroy_condemned()?;
         Ok(effective)
     }
 
@@ -169,11 +207,24 @@ impl Quarantine {
     }
 
     fn write(&mut self, changes: &[Change]) -> Result<(), WriteError> {
+        self.segments.prepare()?;
         let synced = self.segments.end();
-        let heads: Vec<Vec<u8>> = changes.iter().map(head).collect();
+        let mut sealed = Vec::with_capacity(changes.len());
+        for (number, change) in (synced + 1..).zip(changes) {
+            sealed.push(match change {
+                Change::Add(delivery) => self.seal(number, &delivery.delivery)?,
+                Change::Release(_) => (0, Bytes::new()),
+            });
+        }
+        let slots = self.segments.slot_count();
+        let heads: Vec<Vec<u8>> = changes
+            .iter()
+            .zip(&sealed)
+            .map(|(change, (slot, _))| head(change, *slot, slots))
+            .collect();
         let frames: Vec<NewFrame<'_>> = (synced + 1..)
-            .zip(changes.iter().zip(&heads))
-            .map(|(number, (change, head))| NewFrame {
+            .zip(changes.iter().zip(&heads).zip(&sealed))
+            .map(|(number, ((change, head), (_, body)))| NewFrame {
                 number,
                 synced,
                 time: match change {
@@ -181,28 +232,45 @@ impl Quarantine {
                     Change::Release(_) => i64::MIN,
                 },
                 head,
-                body: match change {
-                    Change::Add(delivery) => &delivery.delivery,
-                    Change::Release(_) => &[],
-                },
+                body,
             })
             .collect();
         self.segments.append(&frames)?;
+        let mut released = Vec::new();
         let mut present = self.view.present();
-        for (number, change) in (synced + 1..).zip(changes) {
+        for (number, (change, (slot, body))) in (synced + 1..).zip(changes.iter().zip(&sealed)) {
             match change {
                 Change::Add(delivery) => {
-                    let size = delivery.summary.len() + delivery.delivery.len();
-                    present.insert(number, delivery.id, size as u64);
+                    let entry = Entry {
+                        id: delivery.id,
+                        size_bytes: (delivery.summary.len() + body.len()) as u64,
+                        slot: *slot,
+                    };
+                    present.insert(number, entry);
                 }
-                Change::Release(id) => {
-                    if let Some(sequence) = present.by_id.get(id).copied() {
-                        present.remove(sequence);
-                    }
-                }
+                Change::Release(id) => released.extend(present.release(id)),
             }
         }
+        drop(present);
+        self.condemn(released);
         Ok(())
+    }
+
+    /// Seals a raw delivery. Each genuine one has a key of its own, so that it can be destroyed alone. Those that nobody
+    /// vouches for share one in each segment: they go with it.
+    fn seal(&mut self, number: u64, delivery: &Bytes) -> Result<(u32, Bytes), WriteError> {
+        let subject = match self.view.kind {
+            QuarantineKind::Genuine => None,
+            QuarantineKind::Unverified => Some(&[0; 32]),
+        };
+        let Some(slot) = self.segments.slot(subject)? else {
+            return Ok((0, delivery.clone()));
+        };
+        let place = self.view.segments.place(number);
+        Ok((
+            slot.number,
+            slots::seal(&slot, &place, Purpose::Delivery, delivery)?,
+        ))
     }
 
     /// The number of the last record.
@@ -217,6 +285,7 @@ impl Quarantine {
 
     /// Deletes what is too old, too much, or no longer needed.
     pub(super) fn retain(&mut self, now: i64) -> Result<(), WriteError> {
+        self.segments.destroy_condemned()?;
         if let Some(max) = self.limits.max_deliveries {
             let mut present = self.view.present();
             let excess = present.stats.deliveries.saturating_sub(max);
@@ -262,40 +331,51 @@ impl Present {
     }
 }
 
-fn head(change: &Change) -> Vec<u8> {
+fn head(change: &Change, slot: u32, slots: u32) -> Vec<u8> {
     let record = match change {
         Change::Add(delivery) => QuarantineRecord {
             id: Bytes::copy_from_slice(delivery.id.as_bytes()),
             summary: delivery.summary.clone(),
             released: false,
+            slot,
+            slots,
         },
         Change::Release(id) => QuarantineRecord {
             id: Bytes::copy_from_slice(id.as_bytes()),
             summary: Bytes::new(),
             released: true,
+            slot: 0,
+            slots,
         },
     };
     record.encode_to_vec()
 }
 
-/// Does again what a record says was done.
-fn replay(present: &mut Present, frame: &Frame) -> Result<(), OpenError> {
+/// Does again what a record says was done. The place of the key of a delivery that was taken out.
+fn replay(present: &mut Present, frame: &Frame) -> Result<Option<(u64, u32)>, OpenError> {
     let number = frame.number;
     let damaged = || OpenError::Damaged(format!("quarantine: record {number} cannot be read"));
     let record = QuarantineRecord::decode(frame.head.clone()).map_err(|_| damaged())?;
     let id = Uuid::from_slice(&record.id).map_err(|_| damaged())?;
-    if !record.released {
-        let size = record.summary.len() as u64 + u64::from(frame.body_bytes);
-        present.insert(number, id, size);
-    } else if let Some(sequence) = present.by_id.get(&id).copied() {
-        present.remove(sequence);
+    if record.released {
+        return Ok(present.release(&id));
     }
-    Ok(())
+    let entry = Entry {
+        id,
+        size_bytes: record.summary.len() as u64 + u64::from(frame.body_bytes),
+        slot: record.slot,
+    };
+    present.insert(number, entry);
+    Ok(None)
 }
 
 impl QuarantineView {
     fn present(&self) -> MutexGuard<'_, Present> {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn keys(&self) -> &Arc<Keys> {
+        &self.segments.keys
     }
 
     pub(super) fn stats(&self) -> QuarantineStats {
@@ -341,21 +421,37 @@ impl QuarantineView {
             found = Some(frame);
             true
         });
-        match read {
-            Ok(()) => {}
-            Err(ViewError::NotRetained) => return Ok(None),
-            Err(ViewError::Io(error)) => return Err(ReadError::Unavailable(error.to_string())),
-            Err(ViewError::Damaged { what, .. }) => return Err(damaged(sequence, &what)),
+        if let Some(failed) = read.err() {
+            return read_error(sequence, failed).map_or(Ok(None), Err);
         }
         let Some(frame) = found else { return Ok(None) };
         let record = QuarantineRecord::decode(frame.head)
             .map_err(|_| damaged(sequence, "the record cannot be decoded"))?;
+        let opened = self.segments.open(Stored {
+            number: sequence,
+            slot: record.slot,
+            purpose: Purpose::Delivery,
+            bytes: &frame.body,
+        });
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(failed) => return read_error(sequence, failed).map_or(Ok(None), Err),
+        };
         Ok(Some(StoredQuarantined {
             kind: self.kind,
             sequence,
             summary: record.summary,
-            delivery: frame.body,
+            delivery: opened.unwrap_or_default(),
         }))
+    }
+}
+
+/// A read that failed; `None` if there is only nothing to read any more.
+fn read_error(sequence: u64, failed: ViewError) -> Option<ReadError> {
+    match failed {
+        ViewError::NotRetained => None,
+        ViewError::Io(error) => Some(ReadError::Unavailable(error.to_string())),
+        ViewError::Damaged { what, .. } => Some(damaged(sequence, &what)),
     }
 }
 

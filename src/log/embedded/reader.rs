@@ -15,13 +15,15 @@ use super::{
     frame::{Frame, Parts},
     health::Watchdog,
     index::{Index, IndexError},
+    keys::Keys,
     quarantine::QuarantineView,
     record::EventRecord,
-    view::{View, ViewError},
+    seal::Purpose,
+    view::{Stored, View, ViewError},
 };
 use crate::log::{
-    History, Position, ReadError, ReadLimit, StoredEvent, Tail, consumers::Consumers, disk::Disk,
-    verification,
+    EncryptionStats, History, Position, ReadError, ReadLimit, StoredEvent, Tail,
+    consumers::Consumers, disk::Disk, verification,
 };
 
 /// What the writer and the readers share.
@@ -38,6 +40,8 @@ pub(super) struct Shared {
     pub(super) genuine: QuarantineView,
     pub(super) unverified: QuarantineView,
     pub(super) consumers: Mutex<Consumers>,
+    /// Whether what is written now is encrypted.
+    pub(super) encrypts: bool,
 }
 
 impl Shared {
@@ -74,11 +78,55 @@ impl Shared {
         take: impl FnMut(Frame) -> bool,
     ) -> Result<(), ReadError> {
         let read = self.events.read(first.0, last.0, parts, take);
-        read.map_err(|error| match error {
-            ViewError::NotRetained => ReadError::NotRetained,
-            ViewError::Io(error) => ReadError::Unavailable(error.to_string()),
-            ViewError::Damaged { number, what } => damaged(Position(number), what),
-        })
+        read.map_err(read_error)
+    }
+
+    /// The raw delivery behind an event. `None` when it is no longer retained or its key is gone.
+    pub(super) fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError> {
+        let mut found = None;
+        let read = self.read_frames(position, position, Parts::All, |frame| {
+            found = Some(frame);
+            false
+        });
+        match read {
+            Err(ReadError::NotRetained) => return Ok(None),
+            read => read?,
+        }
+        let Some(frame) = found.filter(|frame| !frame.body.is_empty()) else {
+            return Ok(None);
+        };
+        let stored = Stored {
+            number: position.0,
+            slot: decode(&frame)?.slot,
+            purpose: Purpose::Delivery,
+            bytes: &frame.body,
+        };
+        self.events.open(stored).map_err(read_error)
+    }
+
+    /// The keys of everything.
+    pub(super) fn keys(&self) -> [&Arc<Keys>; 3] {
+        [
+            &self.events.keys,
+            self.genuine.keys(),
+            self.unverified.keys(),
+        ]
+    }
+
+    /// How the log is encrypted.
+    pub(super) fn encryption(&self) -> EncryptionStats {
+        let mut stats = EncryptionStats {
+            enabled: self.encrypts,
+            master_key_id: self.events.keys.master_key_id().unwrap_or_default(),
+            ..Default::default()
+        };
+        for keys in self.keys() {
+            let (files, missing) = keys.counts();
+            stats.key_files += files;
+            stats.to_rewrap += keys.outdated().len() as u64;
+            stats.segments_without_keys += missing;
+        }
+        stats
     }
 
     pub(super) fn event(&self, position: Position) -> Result<EventRecord, ReadError> {
@@ -159,6 +207,15 @@ impl Shared {
             events,
             next: (next > self.start()).then_some(next),
         })
+    }
+}
+
+/// A read that failed.
+pub(super) fn read_error(error: ViewError) -> ReadError {
+    match error {
+        ViewError::NotRetained => ReadError::NotRetained,
+        ViewError::Io(error) => ReadError::Unavailable(error.to_string()),
+        ViewError::Damaged { number, what } => damaged(Position(number), what),
     }
 }
 

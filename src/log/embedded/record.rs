@@ -27,6 +27,20 @@ pub(super) struct EventRecord {
     pub(super) content_sha256: Bytes,
     #[prost(message, optional, tag = "6")]
     pub(super) verification: Option<PlaceInVerification>,
+    /// The slot of the key that personal data and raw delivery are sealed with; 0 if they are not.
+    #[prost(uint32, tag = "7")]
+    pub(super) slot: u32,
+    /// See [`SealedRecord`].
+    #[prost(uint32, tag = "15")]
+    pub(super) slots: u32,
+}
+
+/// What all records have that something in their segment is sealed.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct SealedRecord {
+    /// How many slots the key file of the segment had when the record was written. With less, it is not the same file.
+    #[prost(uint32, tag = "15")]
+    pub(super) slots: u32,
 }
 
 /// Where an event stands among those of its verification.
@@ -98,6 +112,7 @@ impl EventRecord {
             event: self.event,
             personal_data: Sealed {
                 bytes: self.personal_data,
+                slot: self.slot,
             },
         }
     }
@@ -179,6 +194,12 @@ pub(super) struct QuarantineRecord {
     /// The delivery with this id was taken out.
     #[prost(bool, tag = "3")]
     pub(super) released: bool,
+    /// The slot of the key that the raw delivery is sealed with; 0 if it is not.
+    #[prost(uint32, tag = "4")]
+    pub(super) slot: u32,
+    /// See [`SealedRecord`].
+    #[prost(uint32, tag = "15")]
+    pub(super) slots: u32,
 }
 
 /// What a log says of itself.

@@ -7,9 +7,13 @@
 
 use std::{collections::VecDeque, path::Path};
 
+use bytes::Bytes;
+use prost::Message;
+
 use super::{
     OpenError,
     frame::{FrameError, FrameReader, Parts},
+    record::SealedRecord,
     segment::{Directory, HEADS, LOG, Segment, TEMPORARY, name, parse_name},
     segments::Promise,
     view::CHUNK_BYTES,
@@ -195,20 +199,27 @@ fn scan_records(
     segment: &mut Segment,
     reader: &mut FrameReader,
 ) -> Result<Option<FrameError>, OpenError> {
-    loop {
+    let mut last = Bytes::new();
+    let failed = loop {
         match reader.next() {
-            Ok(None) => return Ok(None),
+            Ok(None) => break None,
             Ok(Some(frame)) if frame.number != segment.end + 1 || frame.synced >= frame.number => {
                 let error = reader.damaged("another record was to be before");
                 return Err(OpenError::Damaged(error.to_string()));
             }
             Ok(Some(frame)) => {
                 segment.proved = frame.synced;
+                // It only grows.
+                last = frame.head.clone();
                 segment.add(frame.time, frame.head.len(), frame.body_bytes);
             }
-            Err(error) => return Ok(Some(error)),
+            Err(error) => break Some(error),
         }
-    }
+    };
+    // Whoever wants more of the record is told that it cannot be read.
+    let sealed = SealedRecord::decode(last).unwrap_or_default();
+    segment.slots = sealed.slots;
+    Ok(failed)
 }
 
 /// Cuts off what was never finished.

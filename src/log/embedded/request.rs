@@ -3,7 +3,9 @@
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::log::{AppendError, Appended, Commit, CommitError, NewEvent, NewQuarantined};
+use crate::log::{
+    AppendError, Appended, Commit, CommitError, EraseError, NewEvent, NewQuarantined, Position,
+};
 
 /// Where an answer goes.
 pub(super) type Reply<T, E = AppendError> = oneshot::Sender<Result<T, E>>;
@@ -11,6 +13,7 @@ pub(super) type Reply<T, E = AppendError> = oneshot::Sender<Result<T, E>>;
 /// What the writer is asked to do.
 pub(super) enum Request {
     Append(Box<NewEvent>, Reply<Appended>),
+    Erase(Vec<Position>, Reply<(), EraseError>),
     Quarantine(NewQuarantined, Reply<()>),
     Release(Uuid, Reply<bool>),
     Commit(Commit, Reply<(), CommitError>),
@@ -23,6 +26,7 @@ impl Request {
         match self {
             Self::Append(_, reply) => answer(reply, Err(error)),
             Self::Quarantine(_, reply) | Self::Forget(_, reply) => answer(reply, Err(error)),
+            Self::Erase(_, reply) => answer(reply, Err(error.into())),
             Self::Release(_, reply) => answer(reply, Err(error)),
             Self::Commit(_, reply) => answer(reply, Err(error.into())),
         }

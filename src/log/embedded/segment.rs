@@ -41,6 +41,8 @@ pub(super) struct Segment {
     pub(super) heads_only: bool,
     /// The number up to which its last record proves that all were durable.
     pub(super) proved: u64,
+    /// How many slots its key file had when its last record was written.
+    pub(super) slots: u32,
     /// Where every [`STRIDE`]th record begins.
     pub(super) offsets: Vec<u32>,
 }
@@ -58,6 +60,8 @@ struct IndexFile {
     newest: i64,
     #[prost(fixed32, repeated, tag = "5")]
     offsets: Vec<u32>,
+    #[prost(uint32, tag = "6")]
+    slots: u32,
 }
 
 impl Segment {
@@ -70,6 +74,7 @@ impl Segment {
             newest: i64::MIN,
             heads_only,
             proved: 0,
+            slots: 0,
             offsets: Vec::new(),
         }
     }
@@ -189,6 +194,7 @@ impl Directory {
             body_bytes: segment.body_bytes,
             newest: segment.newest,
             offsets: segment.offsets.clone(),
+            slots: segment.slots,
         };
         let path = self.join(segment.name(INDEX));
         small_file::write(self.disk.as_ref(), &path, &index.encode_to_vec())
@@ -207,6 +213,7 @@ impl Directory {
                 segment.body_bytes = index.body_bytes;
                 segment.newest = index.newest;
                 segment.offsets = index.offsets;
+                segment.slots = index.slots;
                 true
             }
             _ => false,

@@ -4,15 +4,22 @@
 //! that says which log it belongs to. Beside a finished segment lies `….index`, which says where its records are; it
 //! can be made again at any time. A segment whose bodies were dropped is called `….heads`.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
 use super::{
     OpenError,
     frame::{FrameError, FrameReader, NewFrame, Parts},
+    keys::Keys,
     recovery,
     segment::{Directory, HEADS, INDEX, LOG, Segment, TEMPORARY},
+    slots::{Slot, Slots},
     view::{CHUNK_BYTES, View},
 };
 use crate::log::disk::{Disk, DiskFile};
@@ -34,8 +41,22 @@ pub(super) struct Segments {
     segment_bytes: u64,
     promise: Promise,
     active: Active,
-    /// A new segment was to be begun, and could not: its file may be there, so nothing more goes into the old one.
+    /// Nothing more goes into the active segment. A new one was to be begun, and could not: its file may be there. Or the
+    /// keys of the active one are gone, or it has some and is to have no more.
     must_roll: bool,
+    /// The keys for what is written. `None` when it is not encrypted.
+    slots: Option<Slots>,
+    /// Slots that are to be destroyed, by segment. What fails is tried again: a slot may be overwritten in part.
+    to_destroy: BTreeMap<u64, BTreeSet<u32>>,
+}
+
+/// How the records of a directory are sealed.
+pub(super) struct Sealing {
+    pub(super) keys: Arc<Keys>,
+    /// Whether new ones are.
+    pub(super) enabled: bool,
+    /// How many keys are made at once.
+    pub(super) chunk: u32,
 }
 
 /// The file that is being written.
@@ -82,6 +103,7 @@ impl Segments {
         log_id: Uuid,
         segment_bytes: u64,
         promise: Promise,
+        sealing: Sealing,
     ) -> Result<Self, OpenError> {
         let directory = Directory {
             disk,
@@ -96,12 +118,27 @@ impl Segments {
                 ([segment].into(), file)
             }
         };
+        let Sealing {
+            keys,
+            enabled,
+            chunk,
+        } = sealing;
+        if let Promise::Durable(_) = promise
+            && let Some(active) = segments.back()
+        {
+            keys.write_again(active.base)?;
+        }
+        let known: Vec<(u64, u32)> = segments.iter().map(|s| (s.base, s.slots)).collect();
+        let lacks_keys = keys.match_segments(&known)?;
+        let has_slots = segments.back().is_some_and(|active| active.slots > 0);
         Ok(Self {
-            view: Arc::new(View::new(directory, segments)),
+            view: Arc::new(View::new(directory, segments, Arc::clone(&keys))),
             segment_bytes,
             promise,
             active: Active::new(file),
-            must_roll: false,
+            must_roll: lacks_keys || (has_slots && !enabled),
+            slots: enabled.then(|| Slots::new(keys, promise, chunk)),
+            to_destroy: BTreeMap::new(),
         })
     }
 
@@ -115,10 +152,38 @@ impl Segments {
         self.segment_bytes
     }
 
+    /// Makes room for records, in a new segment if that is due. To be called before anything is sealed for them.
+    pub(super) fn prepare(&mut self) -> Result<(), WriteError> {
+        let active = self.view.active();
+        let full = active.size >= self.segment_bytes && !active.is_empty;
+        match full || self.must_roll {
+            true => self.roll(),
+            false => Ok(()),
+        }
+    }
+
+    /// A slot for the next records of a subject, or of nobody else than this one. `None` when nothing is encrypted.
+    pub(super) fn slot(&mut self, subject: Option<&[u8; 32]>) -> Result<Option<Slot>, WriteError> {
+        let base = self.view.active().base;
+        let Some(slots) = &mut self.slots else {
+            return Ok(None);
+        };
+        let slot = match subject {
+            Some(subject) => slots.of(base, subject),
+            None => slots.another(base),
+        };
+        slot.map(Some)
+    }
+
+    /// What a record that is written now says of how many slots there are.
+    pub(super) fn slot_count(&self) -> u32 {
+        let counted = self.slots.as_ref().map_or(0, Slots::count);
+        counted.max(self.view.active().slots)
+    }
+
     /// Writes records behind the last one, and shows them to readers. If their durability is promised, they are durable
-    /// then.
+    /// then. Room was made for them.
     pub(super) fn append(&mut self, frames: &[NewFrame<'_>]) -> Result<(), WriteError> {
-        self.roll_if_due()?;
         let mut buffer = Vec::with_capacity(frames.len() * 1024);
         for frame in frames {
             frame.encode(&mut buffer).map_err(WriteError::Write)?;
@@ -134,10 +199,12 @@ impl Segments {
         if let Promise::Durable(_) = self.promise {
             self.sync()?;
         }
+        let slots = self.slot_count();
         if let Some(active) = self.view.segments_mut().back_mut() {
             for frame in frames {
                 active.add(frame.time, frame.head.len(), frame.body.len() as u32);
             }
+            active.slots = slots;
         }
         Ok(())
     }
@@ -163,15 +230,6 @@ impl Segments {
             self.active.unsynced = false;
         }
         Ok(())
-    }
-
-    fn roll_if_due(&mut self) -> Result<(), WriteError> {
-        let active = self.view.active();
-        let full = active.size >= self.segment_bytes && !active.is_empty;
-        match full || self.must_roll {
-            true => self.roll(),
-            false => Ok(()),
-        }
     }
 
     /// Finishes the active segment and begins a new one.
@@ -215,8 +273,51 @@ impl Segments {
         if let Promise::Durable(_) = self.promise {
             directory.sync().map_err(WriteError::Sync)?;
         }
+        let base = oldest.base;
         segments.pop_front();
+        drop(segments);
+        // After the records, so that none is ever without its key.
+        self.view.keys.remove(base, self.promise)
+    }
+
+    /// Takes note that a key is to be destroyed, given as the number of a record and the slot that it names. One of a
+    /// segment that is gone is gone too.
+    pub(super) fn condemn(&mut self, number: u64, slot: u32) {
+        if let Some(base) = self.view.base_of(number)
+            && slot > 0
+        {
+            self.to_destroy.entry(base).or_default().insert(slot);
+        }
+    }
+
+    /// Destroys the keys that are to be, durably.
+    pub(super) fn destroy_condemned(&mut self) -> Result<(), WriteError> {
+        while let Some(segment) = self.to_destroy.first_entry() {
+            let (base, slots) = (*segment.key(), segment.get());
+            if let Some(known) = &mut self.slots {
+                known.forget(base, slots);
+            }
+            self.view.keys.destroy(base, slots)?;
+            segment.remove();
+        }
         Ok(())
+    }
+
+    /// Makes sure that the active segment is not the one that begins with this number, because its key file is to be
+    /// replaced.
+    pub(super) fn leave(&mut self, base: u64) -> Result<(), WriteError> {
+        let active = self.view.active();
+        if active.base != base {
+            return Ok(());
+        }
+        if let Some(slots) = &mut self.slots {
+            slots.leave();
+        }
+        match active.is_empty {
+            // No record names one of its keys.
+            true => self.view.keys.remove(base, self.promise),
+            false => self.roll(),
+        }
     }
 
     /// Puts the copy without bodies that [`drop_bodies`] made in the place of a finished segment.
@@ -255,6 +356,7 @@ pub(super) fn drop_bodies(view: &View, segment: &Segment) -> Result<Segment, Fra
         .disk
         .create(&directory.join(segment.name(TEMPORARY)))?;
     let mut copy = Segment::new(segment.base, true);
+    copy.slots = segment.slots;
     let (mut buffer, mut written) = (Vec::new(), 0);
     while let Some(frame) = reader.next()? {
         let record = NewFrame {

@@ -4,13 +4,18 @@ use std::{
     collections::VecDeque,
     io,
     path::Path,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
+
+use bytes::Bytes;
 
 use super::{
     frame::{Frame, FrameError, FrameReader, Parts},
+    keys::{KeyError, Keys},
+    seal::{DataKey, Purpose, RecordPlace},
     segment::{Directory, STRIDE, Segment},
 };
+use crate::log::{Position, Sealed};
 
 /// How much is read at once by who reads on and on.
 pub(super) const CHUNK_BYTES: u64 = 256 << 10;
@@ -23,6 +28,7 @@ const SMALL_CHUNK_BYTES: u64 = 32 << 10;
 pub(super) struct View {
     pub(super) directory: Directory,
     segments: RwLock<VecDeque<Segment>>,
+    pub(super) keys: Arc<Keys>,
 }
 
 /// Why records could not be read.
@@ -52,15 +58,42 @@ impl ViewError {
 /// The segment that is being written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActiveSegment {
+    /// The number of its first record, or of the one that will be the first.
+    pub(super) base: u64,
     pub(super) size: u64,
     pub(super) is_empty: bool,
+    pub(super) slots: u32,
+}
+
+/// Something of a record that may be sealed, as it is stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored<'b> {
+    /// The number of the record.
+    pub(super) number: u64,
+    /// The slot that it names.
+    pub(super) slot: u32,
+    pub(super) purpose: Purpose,
+    pub(super) bytes: &'b Bytes,
+}
+
+impl<'b> Stored<'b> {
+    /// The personal data of an event.
+    pub(super) fn personal_data(position: Position, sealed: &'b Sealed) -> Self {
+        Self {
+            number: position.0,
+            slot: sealed.slot,
+            purpose: Purpose::PersonalData,
+            bytes: &sealed.bytes,
+        }
+    }
 }
 
 impl View {
-    pub(super) fn new(directory: Directory, segments: VecDeque<Segment>) -> Self {
+    pub(super) fn new(directory: Directory, segments: VecDeque<Segment>, keys: Arc<Keys>) -> Self {
         Self {
             directory,
             segments: RwLock::new(segments),
+            keys,
         }
     }
 
@@ -93,8 +126,76 @@ impl View {
         let segments = self.segments();
         let active = segments.back();
         ActiveSegment {
+            base: active.map_or(1, |active| active.base),
             size: active.map_or(0, |active| active.size),
             is_empty: active.is_none_or(Segment::is_empty),
+            slots: active.map_or(0, |active| active.slots),
+        }
+    }
+
+    /// The number of the first record of the segment that holds, or would hold, this one. `None` if that is gone.
+    pub(super) fn base_of(&self, number: u64) -> Option<u64> {
+        let segments = self.segments();
+        let after = segments.partition_point(|segment| segment.base <= number);
+        Some(segments[after.checked_sub(1)?].base)
+    }
+
+    /// Opens what is sealed in a record. `None` when its key was destroyed or is gone. Blocks.
+    pub(super) fn open(&self, stored: Stored<'_>) -> Result<Option<Bytes>, ViewError> {
+        if stored.slot == 0 || stored.bytes.is_empty() {
+            return Ok(Some(stored.bytes.clone()));
+        }
+        let Some(base) = self.base_of(stored.number) else {
+            return Ok(None);
+        };
+        match self.keys.data_key(base, stored.slot) {
+            Ok(Some(key)) => self.open_with(&key, stored).map(Some),
+            Ok(None) => Ok(None),
+            Err(KeyError::Io(error)) if self.base_of(stored.number) == Some(base) => {
+                Err(error.into())
+            }
+            // Deleted since we looked.
+            Err(KeyError::Io(_)) => Ok(None),
+            Err(error @ (KeyError::Damaged { .. } | KeyError::Randomness)) => {
+                Err(ViewError::Damaged {
+                    number: stored.number,
+                    what: error.to_string(),
+                })
+            }
+        }
+    }
+
+    /// The same, if that is possible without reading a file.
+    pub(super) fn open_at_once(&self, stored: Stored<'_>) -> Option<Result<Bytes, ViewError>> {
+        if stored.slot == 0 || stored.bytes.is_empty() {
+            return Some(Ok(stored.bytes.clone()));
+        }
+        let base = self.base_of(stored.number)?;
+        let key = self.keys.cached(base, stored.slot)?;
+        Some(self.open_with(&key, stored))
+    }
+
+    fn open_with(&self, key: &DataKey, stored: Stored<'_>) -> Result<Bytes, ViewError> {
+        let place = self.place(stored.number);
+        let opened = key.open(&place, stored.purpose, stored.bytes);
+        opened.ok_or_else(|| {
+            let base = self.base_of(stored.number).unwrap_or_default();
+            ViewError::Damaged {
+                number: stored.number,
+                what: format!(
+                    "{}: what it is sealed with is another key",
+                    self.keys.path(base).display()
+                ),
+            }
+        })
+    }
+
+    /// What something sealed in a record is bound to.
+    pub(super) fn place(&self, number: u64) -> RecordPlace {
+        RecordPlace {
+            log_id: self.directory.log_id,
+            kind: self.keys.kind,
+            number,
         }
     }
 

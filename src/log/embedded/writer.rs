@@ -26,11 +26,14 @@ use super::{
     record::{ClosedRecord, EventRecord, MetaRecord, PlaceInVerification},
     request::{Reply, Request, answer},
     retention::Retirement,
+    rewrap::Rewrapping,
+    seal::Purpose,
     segments::{Segments, WriteError},
+    slots,
 };
 use crate::log::{
-    AppendError, Appended, Commit, CommitError, NewEvent, Origin, Position, QuarantineKind, Sealed,
-    StoredEvent, VerificationState,
+    AppendError, Appended, Commit, CommitError, EraseError, NewEvent, Origin, Position,
+    QuarantineKind, ReadError, Sealed, StoredEvent, VerificationState,
     consumers::Consumers,
     verification::{self, Member, Time},
 };
@@ -55,9 +58,10 @@ pub(super) struct Writer {
     pub(super) end: Position,
     pub(super) latest_received_at: Time,
     pub(super) retirement: Retirement,
+    pub(super) rewrapping: Rewrapping,
     pub(super) meta: MetaRecord,
     /// Held as long as anything is written.
-    pub(super) _lock: File,
+    pub(super) _locks: [File; 2],
 }
 
 /// Requests that become durable together.
@@ -72,10 +76,12 @@ struct Batch {
     genuine: Vec<(Change, ChangeReply)>,
     unverified: Vec<(Change, ChangeReply)>,
     consumers: Vec<ConsumerChange>,
+    erasures: Vec<(Vec<Position>, Reply<(), EraseError>)>,
 }
 
 /// An event with its place.
 struct PlacedEvent {
+    subject: [u8; 32],
     record: EventRecord,
     stored: StoredEvent,
     delivery: Bytes,
@@ -95,6 +101,7 @@ enum ConsumerChange {
 impl Writer {
     /// Serves requests until there can be no more.
     pub(super) fn run(mut self, runtime: &Runtime, mut queue: mpsc::Receiver<Request>) {
+        self.rewrap();
         let mut ticked = Instant::now();
         loop {
             let next = runtime.block_on(async { time::timeout(TICK, queue.recv()).await });
@@ -136,11 +143,14 @@ impl Writer {
         self.retain_quarantines();
         self.delete_some();
         self.drop_deliveries();
+        self.destroy_again();
+        self.rewrap();
     }
 
     /// Leaves word of what the log holds, so that a loss while it is closed is noticed.
     fn close(mut self) {
         self.retirement.close();
+        self.rewrapping.close();
         if self.shared.health.has_not_failed().is_err() {
             return;
         }
@@ -172,6 +182,7 @@ impl Writer {
             genuine: Vec::new(),
             unverified: Vec::new(),
             consumers: Vec::new(),
+            erasures: Vec::new(),
         }
     }
 
@@ -207,6 +218,7 @@ impl Writer {
                 };
                 changes.push((Change::Release(id), ChangeReply::Released(reply)));
             }
+            Request::Erase(positions, reply) => batch.erasures.push((positions, reply)),
             Request::Commit(commit, reply) => {
                 let change = ConsumerChange::Commit(commit, reply);
                 batch.consumers.push(change);
@@ -250,9 +262,12 @@ impl Writer {
         batch.ids.insert(event.event_id, entry);
         batch.size_bytes += encoded.event.len() + event.delivery.len();
         batch.events.push(PlacedEvent {
+            subject: event.subject,
             record: EventRecord {
                 event: encoded.event.clone(),
                 personal_data: encoded.personal_data.clone(),
+                slot: 0,
+                slots: 0,
                 latest_received_at: Some(Timestamp { seconds, nanos }),
                 event_id: Bytes::copy_from_slice(event.event_id.as_bytes()),
                 content_sha256: Bytes::copy_from_slice(&event.content_sha256),
@@ -261,8 +276,10 @@ impl Writer {
             stored: StoredEvent {
                 position,
                 event: encoded.event,
+                // Sealed when it is written: before that nobody knows in which segment.
                 personal_data: Sealed {
                     bytes: encoded.personal_data,
+                    slot: 0,
                 },
             },
             delivery: event.delivery,
@@ -320,14 +337,19 @@ impl Writer {
         let genuine = std::mem::take(&mut batch.genuine);
         let unverified = std::mem::take(&mut batch.unverified);
         let consumers = std::mem::take(&mut batch.consumers);
+        let erasures = std::mem::take(&mut batch.erasures);
         self.commit_events(batch);
+        for (positions, reply) in erasures {
+            let erased = self.erase(&positions);
+            answer(reply, erased);
+        }
         self.commit_quarantine(QuarantineKind::Genuine, genuine);
         self.commit_quarantine(QuarantineKind::Unverified, unverified);
         self.commit_consumers(consumers);
     }
 
-    fn commit_events(&mut self, batch: Batch) {
-        let written = self.write_events(&batch);
+    fn commit_events(&mut self, mut batch: Batch) {
+        let written = self.write_events(&mut batch);
         if written.is_ok() && !batch.events.is_empty() {
             self.end = batch.end;
             self.latest_received_at = batch.latest_received_at;
@@ -339,11 +361,38 @@ impl Writer {
         }
     }
 
-    fn write_events(&mut self, batch: &Batch) -> Result<(), AppendError> {
+    /// Seals what is personal, with the key of its subject in the segment that it comes to lie in.
+    fn seal(&mut self, events: &mut [PlacedEvent]) -> Result<(), WriteError> {
+        self.events.prepare()?;
+        for event in &mut *events {
+            let Some(slot) = self.events.slot(Some(&event.subject))? else {
+                continue;
+            };
+            let place = self.events.view.place(event.stored.position.0);
+            let seal = |purpose, bytes: &Bytes| slots::seal(&slot, &place, purpose, bytes);
+            let personal_data = seal(Purpose::PersonalData, &event.stored.personal_data.bytes)?;
+            event.delivery = seal(Purpose::Delivery, &event.delivery)?;
+            event.record.slot = slot.number;
+            event.record.personal_data = personal_data.clone();
+            event.stored.personal_data = Sealed {
+                bytes: personal_data,
+                slot: slot.number,
+            };
+        }
+        let slots = self.events.slot_count();
+        for event in events {
+            event.record.slots = slots;
+        }
+        Ok(())
+    }
+
+    fn write_events(&mut self, batch: &mut Batch) -> Result<(), AppendError> {
         if batch.events.is_empty() {
             return Ok(());
         }
         self.shared.health.has_not_failed()?;
+        self.seal(&mut batch.events)
+            .map_err(|error| self.trouble(error))?;
         let heads: Vec<Vec<u8>> = batch
             .events
             .iter()
@@ -376,6 +425,37 @@ impl Writer {
         }
         self.shared.health.well();
         Ok(())
+    }
+
+    /// Destroys the keys that could not be destroyed before.
+    fn destroy_again(&mut self) {
+        if self.shared.health.has_not_failed().is_ok()
+            && let Err(error) = self.events.destroy_condemned()
+        {
+            self.trouble(error);
+        }
+    }
+
+    /// Destroys the keys that these events name.
+    fn erase(&mut self, positions: &[Position]) -> Result<(), EraseError> {
+        self.shared.health.has_not_failed()?;
+        let mut not_encrypted = 0;
+        // Behind the end there is nothing to erase.
+        for position in positions.iter().filter(|position| **position <= self.end) {
+            match self.shared.event(*position) {
+                Ok(record) if record.slot > 0 => self.events.condemn(position.0, record.slot),
+                Ok(_) => not_encrypted += 1,
+                // Its key went with it.
+                Err(ReadError::NotRetained) => {}
+                Err(error) => return Err(AppendError::Unavailable(error.to_string()).into()),
+            }
+        }
+        let destroyed = self.events.destroy_condemned();
+        destroyed.map_err(|error| self.trouble(error))?;
+        match not_encrypted {
+            0 => Ok(()),
+            events => Err(EraseError::NotEncrypted(events)),
+        }
     }
 
     fn commit_quarantine(&mut self, kind: QuarantineKind, changes: Vec<(Change, ChangeReply)>) {
@@ -463,7 +543,7 @@ impl Writer {
     /// Whether a request is worth a try. What makes room is, even on a disk that is nearly full.
     fn is_writable(&self, request: &Request) -> Result<(), AppendError> {
         match request {
-            Request::Release(..) => self.shared.health.has_not_failed(),
+            Request::Release(..) | Request::Erase(..) => self.shared.health.has_not_failed(),
             _ => self.shared.health.writable(&self.shared.directory),
         }
     }

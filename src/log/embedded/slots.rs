@@ -1,0 +1,150 @@
+//! Data keys for what is being written.
+//!
+//! They are made many at a time, and are durable before one of them is used: so writing an event needs no second sync. A
+//! subject gets one for each segment, and another one after each start; no slot is ever given to anybody else.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    fmt,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use super::{
+    key_file,
+    keys::{Keys, OpenKeyFile, failed},
+    seal::{DataKey, Purpose, RecordPlace},
+    segments::{Promise, WriteError},
+};
+/// Seals something of a record with a key.
+pub(super) fn seal(
+    slot: &Slot,
+    place: &RecordPlace,
+    purpose: Purpose,
+    plaintext: &Bytes,
+) -> Result<Bytes, WriteError> {
+    let sealed = slot.key.seal(place, purpose, plaintext);
+    sealed.map_err(|_| failed("there is no randomness"))
+}
+
+/// How many subjects of the newest segment are known. One that was forgotten gets another slot.
+const MAX_SUBJECTS: usize = 1 << 16;
+
+/// A data key and where it lies.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) number: u32,
+    pub(super) key: Arc<DataKey>,
+}
+
+/// The slots of the newest segment.
+pub(super) struct Slots {
+    keys: Arc<Keys>,
+    promise: Promise,
+    /// How many are made at once.
+    chunk: u32,
+    /// The segment. 0 when nothing is known of any.
+    base: u64,
+    file: Option<OpenKeyFile>,
+    free: VecDeque<Slot>,
+    of_subject: HashMap<[u8; 32], Slot>,
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slots").finish_non_exhaustive()
+    }
+}
+
+impl Slots {
+    pub(super) fn new(keys: Arc<Keys>, promise: Promise, chunk: u32) -> Self {
+        Self {
+            keys,
+            promise,
+            chunk,
+            base: 0,
+            file: None,
+            free: VecDeque::new(),
+            of_subject: HashMap::new(),
+        }
+    }
+
+    /// The slot of a subject in the segment that begins with this number.
+    pub(super) fn of(&mut self, base: u64, subject: &[u8; 32]) -> Result<Slot, WriteError> {
+        self.enter(base);
+        if let Some(slot) = self.of_subject.get(subject) {
+            return Ok(slot.clone());
+        }
+        let slot = self.another(base)?;
+        if self.of_subject.len() >= MAX_SUBJECTS {
+            self.of_subject.clear();
+        }
+        self.of_subject.insert(*subject, slot.clone());
+        Ok(slot)
+    }
+
+    /// A slot that nobody else has.
+    pub(super) fn another(&mut self, base: u64) -> Result<Slot, WriteError> {
+        self.enter(base);
+        if self.free.is_empty() {
+            self.make_some()?;
+        }
+        let slot = self.free.pop_front();
+        let slot = slot.ok_or_else(|| failed("no key was made"))?;
+        self.keys.remember(base, slot.number, &slot.key);
+        Ok(slot)
+    }
+
+    /// How many slots the file of the segment has, as far as anything was written with one of them.
+    pub(super) fn count(&self) -> u32 {
+        self.file.as_ref().map_or(0, |file| file.slots)
+    }
+
+    /// Forgets slots that were destroyed: their subjects get others.
+    pub(super) fn forget(&mut self, base: u64, slots: &BTreeSet<u32>) {
+        if base == self.base {
+            self.of_subject
+                .retain(|_, slot| !slots.contains(&slot.number));
+        }
+    }
+
+    /// Forgets everything of the segment.
+    pub(super) fn leave(&mut self) {
+        self.enter(0);
+    }
+
+    fn enter(&mut self, base: u64) {
+        if self.base != base {
+            self.base = base;
+            self.file = None;
+            self.free.clear();
+            self.of_subject.clear();
+        }
+    }
+
+    /// Makes new slots behind the end of the file: what lies before may have been used, whoever remembers it.
+    fn make_some(&mut self) -> Result<(), WriteError> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            file @ None => file.insert(self.keys.open_or_create(self.base, self.promise)?),
+        };
+        let first = file.slots + 1;
+        let mut bytes = Vec::new();
+        let mut made = VecDeque::new();
+        for number in first..first.saturating_add(self.chunk) {
+            let new = self.keys.new_slot(self.base, number, &file.master);
+            let (key, slot) = new.ok_or_else(|| failed("there is no randomness"))?;
+            bytes.extend_from_slice(&slot);
+            made.push_back(Slot { number, key });
+        }
+        let written = file.file.write_at(&bytes, key_file::offset(first));
+        written.map_err(WriteError::Write)?;
+        if let Promise::Durable(_) = self.promise {
+            file.file.sync().map_err(WriteError::Sync)?;
+        }
+        file.slots += self.chunk;
+        self.free = made;
+        Ok(())
+    }
+}
