@@ -1,4 +1,4 @@
-# What developers and CI run. `make setup` installs the tools that `make check` needs.
+# What developers and CI run. `make setup` installs the tools that `make check` needs, but for openssl, which the tests run.
 
 .PHONY: test history crash soak fuzz timing check lint setup format-check clippy docs deny proto-lint audit sbom
 

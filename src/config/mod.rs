@@ -208,16 +208,18 @@ pub enum ConfigError {
     /// There is nothing to take webhooks from.
     #[error("no [[sources]] are configured; README.md shows one")]
     NoSources,
-    /// Whoever can reach the listener could listen in, or call.
+    /// The listener would be open to others, who could read what travels, or read and write what they like.
     #[error(
-        "server.grpc_listen = \"{address}\" is not loopback, and {missing}; configure that, or set server.insecure = true to \
-         listen there all the same"
+        "server.grpc_listen = \"{address}\" is not loopback, and {missing}; configure {remedy}, \
+         or set server.insecure = true to listen there all the same"
     )]
-    NotLoopback {
-        /// Where the listener would be.
+    Exposed {
+        /// Where it would listen.
         address: SocketAddr,
-        /// What it lacks.
+        /// What is not there.
         missing: &'static str,
+        /// What would put it there.
+        remedy: &'static str,
     },
     /// A limit that would stop everything.
     #[error("server.{0} must be at least 1")]
@@ -305,7 +307,8 @@ pub fn parse(text: &str, variables: &Variables) -> Result<Config, ConfigError> {
 impl Config {
     /// Checks what types cannot, and reads the secrets.
     pub fn check(self, variables: &Variables) -> Result<Loaded, ConfigError> {
-        self.server.check(!self.callers.is_empty())?;
+        self.server.check()?;
+        self.server.check_exposure(!self.callers.is_empty())?;
         self.log.check()?;
         if self.sources.is_empty() {
             return Err(ConfigError::NoSources);
@@ -346,20 +349,28 @@ impl Config {
 }
 
 impl ServerConfig {
-    fn check(&self, callers_are_asked: bool) -> Result<(), ConfigError> {
-        let missing = match (self.tls.is_some(), callers_are_asked) {
-            (true, true) => None,
-            (false, true) => Some("[server.tls] is missing"),
-            (true, false) => Some("no [[callers]] are configured"),
-            (false, false) => Some("both [server.tls] and [[callers]] are missing"),
-        };
-        if let Some(missing) = missing
-            && !self.insecure
-            && !self.grpc_listen.ip().is_loopback()
-        {
-            let address = self.grpc_listen;
-            return Err(ConfigError::NotLoopback { address, missing });
+    /// Beyond loopback, connections must be encrypted and callers known, unless the operator insists.
+    fn check_exposure(&self, has_callers: bool) -> Result<(), ConfigError> {
+        if self.grpc_listen.ip().is_loopback() || self.insecure {
+            return Ok(());
         }
+        let (missing, remedy) = match (self.tls.is_some(), has_callers) {
+            (true, true) => return Ok(()),
+            (true, false) => ("anyone could call", "[[callers]]"),
+            (false, true) => ("there is no TLS", "[server.tls]"),
+            (false, false) => (
+                "there is no TLS, and anyone could call",
+                "[server.tls] and [[callers]]",
+            ),
+        };
+        Err(ConfigError::Exposed {
+            address: self.grpc_listen,
+            missing,
+            remedy,
+        })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
         let limits = [
             ("max_payload_bytes", self.max_payload_bytes as u64),
             ("max_headers", self.max_headers as u64),
@@ -440,3 +451,34 @@ const MAX_AT_ONCE: usize = 1 << 20;
 
 /// How large a file of the log may be made. Places in it are kept in 32 bits.
 const SEGMENT_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_both_tls_and_callers_are_needed_unless_the_operator_insists() {
+        let tls = "[server.tls]\ncert_file = \"c\"\nkey_file = \"k\"";
+        let missing = |address: &str, more: &str, has_callers| {
+            let text = format!("[server]\ngrpc_listen = \"{address}\"\n{more}");
+            let config = parse(&text, &Variables::new()).expect("a configuration");
+            let checked = config.server.check_exposure(has_callers);
+            checked.err().map(|error| error.to_string())
+        };
+        for beyond in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:127.0.0.1]:1"] {
+            for (more, has_callers, expected) in [
+                ("", false, "configure [server.tls] and [[callers]], or"),
+                ("", true, "there is no TLS; configure [server.tls], or"),
+                (tls, false, "anyone could call; configure [[callers]], or"),
+            ] {
+                let said = missing(beyond, more, has_callers).expect("a refusal");
+                assert!(said.contains(expected), "{said}");
+                assert!(said.contains("server.insecure = true"), "{said}");
+                assert_eq!(missing("127.0.0.1:1", more, has_callers), None);
+                assert_eq!(missing("[::1]:1", more, has_callers), None);
+            }
+            assert_eq!(missing(beyond, tls, true), None);
+            assert_eq!(missing(beyond, "insecure = true", false), None);
+        }
+    }
+}

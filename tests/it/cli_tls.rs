@@ -381,6 +381,46 @@ fn what_cannot_be_reloaded_is_logged_by_name_and_never_by_value() {
 }
 
 #[test]
+fn an_open_listener_is_refused_and_if_insisted_on_warned_about_at_every_start() {
+    let directory = TempDir::new().unwrap();
+    let config =
+        "[[sources]]\nprovider = \"gu1\"\nsecrets = [{ id = \"first\", env = \"SECRET\" }]";
+    fs::write(directory.path().join("verdict.toml"), config).unwrap();
+    let serve = || {
+        let mut command = verdict(&["serve", "--config", "verdict.toml"]);
+        command
+            .current_dir(&directory)
+            .env("SECRET", "s")
+            .env("VERDICT__SERVER__GRPC_LISTEN", "0.0.0.0:0");
+        command
+    };
+    let output = serve().output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = failure(&output);
+    assert!(
+        said.contains("configure [server.tls] and [[callers]], or set"),
+        "{said}"
+    );
+    for _ in 0..2 {
+        let mut process = serve()
+            .env("VERDICT__SERVER__INSECURE", "true")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(process.stderr.take().unwrap()).lines();
+        let lines = log.map(Result::unwrap);
+        let before: Vec<String> = lines
+            .take_while(|line| !line.contains("server.address"))
+            .collect();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let warned =
+            |line: &String| line.contains("WARN") && line.contains("server.insecure is set");
+        assert!(before.iter().any(warned), "{before:?}");
+    }
+}
+
+#[test]
 fn files_that_cannot_be_used_refuse_the_start_in_one_line() {
     let serving = Serving::start(Authority::server, "");
     fs::write(serving.at("tls.key"), "").unwrap();
