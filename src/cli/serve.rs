@@ -34,7 +34,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let loaded = args.config.load()?;
     transport::load_tls(&loaded.server).map_err(CliError::tls)?;
     start_logging()?;
-    raise_open_files();
+    raise_open_files(loaded.server.max_connections);
     let stop = stop_signal().map_err(CliError::failed)?;
 
     let path = loaded.log.path.clone();
@@ -93,11 +93,21 @@ fn start_logging() -> Result<(), CliError> {
 
 /// Takes all file descriptors that the system allows: connections, and the files of the log, need more than the 1,024 that
 /// are usual. Whoever opens connections must not keep the log from opening files.
-fn raise_open_files() {
+fn raise_open_files(max_connections: usize) {
+    // Connections that are being opened, and the log.
+    const OTHERS: u64 = 2048;
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+    let needed = max_connections as u64 + OTHERS;
+    if let Some(allowed) = limit.maximum.filter(|allowed| *allowed < needed) {
+        tracing::warn!(
+            allowed,
+            needed,
+            "too few files may be open for server.max_connections; raise the limit (ulimit -n, LimitNOFILE) or lower that"
+        );
     }
 }
 

@@ -6,6 +6,7 @@ mod answer;
 mod auditing;
 mod authorization;
 mod codec;
+pub mod connection;
 mod grpc;
 mod health;
 mod ingest;
