@@ -134,8 +134,9 @@ pub(crate) fn samples() -> usize {
     }
 }
 
-/// MACs that differ from the right one in one byte: the first, the last, or any. Otherwise they are alike, for reading hex
-/// takes a time of its own that depends on the digits, which are the sender's.
+/// MACs that differ from the right one in one byte: the first, the last, or any. Otherwise they are alike, because reading
+/// hex takes a time that depends on the digits: against MACs of random digits t is about 10, and tells nobody anything but
+/// what they sent.
 pub(crate) fn wrong_macs(right: &[u8]) -> [Class<Vec<u8>>; 3] {
     let changed_at = |index: usize| {
         let mut mac = right.to_vec();
