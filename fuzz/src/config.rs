@@ -47,6 +47,7 @@ fn check_loaded(loaded: &config::Loaded) {
 /// What is wrong is said in one line, without a secret.
 fn check_error(error: &str) {
     assert!(!error.is_empty());
+    assert!(!error.contains(char::is_control), "{error:?}");
     for secret in VARIABLES.values() {
         assert!(!error.contains(secret.as_str()), "{error}");
     }

@@ -240,7 +240,7 @@ pub enum ConfigError {
     #[error(transparent)]
     Callers(#[from] CallersError),
     /// Something is wrong with a source.
-    #[error("source {provider}/{account}: {error}")]
+    #[error("source {}/{}: {error}", provider.escape_debug(), account.escape_debug())]
     Source {
         /// The provider of the source.
         provider: String,
@@ -252,14 +252,15 @@ pub enum ConfigError {
 }
 
 /// An error of TOML's syntax quotes the file over several lines: where it is stands in the first, what it is in the
-/// last.
+/// last. What is quoted may hold anything.
 fn first_and_last_line(error: &config::ConfigError) -> String {
     let text = error.to_string();
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
-    match (lines.next(), lines.next_back()) {
+    let line = match (lines.next(), lines.next_back()) {
         (Some(first), Some(last)) => format!("{first}: {last}"),
         _ => text,
-    }
+    };
+    line.replace(char::is_control, " ")
 }
 
 /// A configuration that can be run: checked, with its secrets read.

@@ -113,7 +113,7 @@ pub enum SourceError {
     #[error("secret {0:?}: name either env or file")]
     SecretPlace(String),
     /// The variable is not set.
-    #[error("secret {id:?}: the environment variable {variable} is not set")]
+    #[error("secret {id:?}: the environment variable {} is not set", variable.escape_debug())]
     SecretVariable {
         /// The secret.
         id: String,

@@ -49,6 +49,24 @@ fn the_file_goes_over_the_defaults_and_the_environment_over_both() {
 }
 
 #[test]
+fn what_is_quoted_neither_breaks_the_line_nor_commands_a_terminal() {
+    const ESCAPES: &str = r"\n\r\u001b[31m";
+    let cases = [
+        GU1.replace("gu1", ESCAPES),
+        format!("{GU1}account = \"{ESCAPES}\""),
+        format!("{GU1}\"{ESCAPES}\" = 1"),
+        format!("{GU1}schemes = [\"{ESCAPES}\"]"),
+        format!("{GU1}environment = \"{ESCAPES}\""),
+        GU1.replace("GU1_SECRET", ESCAPES),
+        GU1.replace("env = \"GU1_SECRET\"", &format!("file = \"{ESCAPES}\"")),
+    ];
+    for case in cases {
+        let refused = refusal(&case, &Variables::new());
+        assert!(!refused.contains(char::is_control), "{refused:?}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said_in_one_line() {
     let none = Variables::new();
     let kayle =
