@@ -387,6 +387,52 @@ mod tests {
 
     use super::*;
 
+    #[tokio::test]
+    async fn a_certificate_names_one_caller_and_a_token_decides() {
+        let member = |name: &str, certificates: &[&str]| Member {
+            caller: Caller::new(name, []),
+            tokens: vec![Token::new("t", TokenHash::of(name.as_bytes()), None)],
+            certificates: certificates.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let members = vec![
+            member("a", &["spiffe://corp/A", "a.internal"]),
+            member("b", &["b.internal"]),
+        ];
+        let callers = Callers::new(members, Vec::new());
+        let found = async |names: &[&str], token: Option<&'static str>| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let token = token.map(|token| (AUTHORIZATION, HeaderValue::from_static(token)));
+            let headers = HeaderMap::from_iter(token);
+            let found = callers.authenticate(&headers, &names).await?;
+            Ok::<_, Refused>(found.caller.name().unwrap_or_default().to_owned())
+        };
+        let a = Ok("a".to_owned());
+        assert_eq!(found(&["spiffe://corp/A"], None).await, a);
+        assert_eq!(
+            found(&["other", "A.Internal", "spiffe://corp/A"], None).await,
+            a
+        );
+        assert_eq!(found(&["b.internal"], Some("Bearer a")).await, a);
+        for (names, token, refused) in [
+            (&["spiffe://corp/a"][..], None, Refused::UnknownCertificate),
+            (
+                &["a.internal.evil", "*.internal", ""],
+                None,
+                Refused::UnknownCertificate,
+            ),
+            (
+                &["a.internal", "b.internal"],
+                None,
+                Refused::AmbiguousCertificate,
+            ),
+            (&[], None, Refused::Missing),
+            (&["a.internal"], Some("Bearer x"), Refused::UnknownToken),
+            (&["a.internal"], Some(""), Refused::Malformed),
+        ] {
+            assert_eq!(found(names, token).await, Err(refused), "{names:?}");
+        }
+    }
+
     #[test]
     fn every_reason_has_its_own_count() {
         for (index, reason) in Refused::ALL.into_iter().enumerate() {

@@ -274,7 +274,9 @@ async fn get(url: &Uri) -> Result<Bytes, KeySetError> {
         }
         KeySetError::Unreachable(why)
     };
-    let client = client(url)?;
+    let of = url.clone();
+    let client = task::spawn_blocking(move || client(&of)).await;
+    let client = client.map_err(io::Error::other)??;
     let request = Request::get(url).header(header::ACCEPT, "application/json");
     let request = request.header(header::USER_AGENT, "verdict");
     let request = request.body(Empty::<Bytes>::new());
@@ -297,7 +299,7 @@ async fn get(url: &Uri) -> Result<Bytes, KeySetError> {
 }
 
 /// A client for one request: a connection that idles for minutes would be of no use. The roots are those of the system, as
-/// they are now.
+/// they are now. Blocks, because they are read from files.
 fn client(url: &Uri) -> Result<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>, KeySetError> {
     let builder = HttpsConnectorBuilder::new().with_native_roots();
     let builder = builder.map_err(|error| KeySetError::Unreachable(error.to_string()))?;

@@ -23,6 +23,12 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
             source.keys().secrets.len()
         );
     }
+    for name in loaded.callers.names() {
+        anstream::println!("caller {name}");
+    }
+    if !loaded.callers.are_asked() {
+        anstream::println!("no callers: whoever can connect may do everything");
+    }
     anstream::println!("the configuration is good");
     Ok(())
 }

@@ -65,6 +65,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         log.id = %log.cursor(Position(0)).log,
         log.position = log.tail().end().0,
         sources = loaded.sources.len(),
+        callers = access.callers.names().count(),
         "serving"
     );
     let sources = loaded.sources.into_iter().map(Arc::new).collect();

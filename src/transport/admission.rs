@@ -219,7 +219,9 @@ where
         };
         request.extensions_mut().insert(Permit::clone(&permit));
         let answered = self.service.call(request);
-        let timeout = Duration::from_secs(self.shared.config.stalled_answer_timeout_seconds);
+        let timeout = self.shared.config.stalled_answer_timeout_seconds;
+        // More than that no clock can wait for in all places.
+        let timeout = Duration::from_secs(timeout.min(365 * 24 * 3600));
         Box::pin(async move {
             let Ok(mut response) = answered.await;
             let stays_open = response.extensions_mut().remove::<StaysOpen>().is_some();

@@ -19,10 +19,11 @@ use verdict::{
         ingest_stream_response::Result as Answered, redrive_request as redrive,
         renormalize_response::Message as Renormalized, subscribe_request::Start,
     },
+    provider::jwe,
 };
 
 use super::{House, by, caller, sources};
-use crate::support::{PATIENCE, decode, fixture, gu1_body, real_now, reason, request, sign};
+use crate::support::{decode, fixture, gu1_body, real_now, reason, request, sign};
 
 const EVERYTHING: &str = "ingest subscribe personal_data backfill admin";
 
@@ -764,7 +765,31 @@ async fn only_who_may_backfill_says_when_a_webhook_was_received() {
     }
     let future = real_now() + jiff::SignedDuration::from_secs(3600);
     assert_eq!(told(send("all", "2", future).await).1, "INVALID_REQUEST");
-    time::timeout(PATIENCE, house.close())
+
+    // A signed time is checked against the time that is believed.
+    let kayle = &sources()[3];
+    let body = r#"{"type":"verification.session.expired","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
+    let encrypted = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[0]).expect("encrypted");
+    let signed = kayle.schemes[0].sign(encrypted.into(), &kayle.secrets[0], then);
+    let old = |received_at| IngestRequest {
+        received_at,
+        ..request("kayle", &signed.clone().expect("signed"))
+    };
+    let then = Some(proto_timestamp(then));
+    for (token, received_at) in [("ingesting", then), ("partly", then), ("all", None)] {
+        let refused = house
+            .client
+            .clone()
+            .ingest(by(token, old(received_at)))
+            .await;
+        assert_eq!(told(refused).1, "SIGNATURE_INVALID", "{token}");
+    }
+    let accepted = house
+        .client
+        .clone()
+        .ingest(by("all", old(then)))
         .await
-        .expect("closed");
+        .expect("genuine then");
+    assert_eq!(accepted.into_inner().status(), IngestStatus::Accepted);
+    house.close().await;
 }

@@ -65,13 +65,18 @@ fn load(callers: &str) -> Loaded {
     loaded.expect("a good configuration")
 }
 
-/// Sources whose events nobody may mix up: two accounts of one provider, and another provider.
+/// Sources whose events nobody may mix up: two accounts of one provider, another provider, and one that signs its times.
 fn sources() -> Vec<Source> {
     let other = Source {
         account: "other".to_owned(),
         ..fixture_source("gu1")
     };
-    vec![fixture_source("gu1"), other, fixture_source("fyatu")]
+    vec![
+        fixture_source("gu1"),
+        other,
+        fixture_source("fyatu"),
+        fixture_source("kayle"),
+    ]
 }
 
 /// A server that asks its callers who they are.

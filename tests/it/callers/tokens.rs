@@ -224,3 +224,25 @@ async fn tokens_come_from_files_and_are_replaced_there() {
     );
     house.close().await;
 }
+
+#[test]
+fn the_command_prints_a_token_and_what_to_configure() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_verdict"));
+    let output = command
+        .args(["token", "new", "--id", "2026-06"])
+        .output()
+        .expect("a process");
+    assert!(output.status.success());
+    let token = String::from_utf8(output.stdout).expect("text");
+    let token = token.strip_suffix('\n').expect("one line");
+    let line = String::from_utf8(output.stderr).expect("text");
+    assert!(!line.contains(token));
+    let (_, line) = line
+        .split_once("tokens = ")
+        .expect("a line for the configuration");
+    let hash = hex::encode(verdict::provider::signature::sha256(token.as_bytes()));
+    assert_eq!(
+        line.trim_end(),
+        format!("[{{ id = \"2026-06\", sha256 = \"{hash}\" }}]")
+    );
+}
