@@ -33,7 +33,7 @@ use crate::{
     troubled_log::TroubledLog,
 };
 
-fn verdict() -> Command {
+pub(crate) fn verdict() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_verdict"));
     command
         .env_remove("VERDICT_CONFIG")
@@ -41,12 +41,12 @@ fn verdict() -> Command {
     command
 }
 
-fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     command.output().expect("the binary runs")
 }
 
 /// Runs a command against a server of this process.
-async fn run_at(server: &Server, arguments: &[&str]) -> Output {
+pub(crate) async fn run_at(server: &Server, arguments: &[&str]) -> Output {
     let mut command = verdict();
     command.args(arguments).env("VERDICT_ENDPOINT", &server.url);
     let output = tokio::process::Command::from(command).output();

@@ -23,7 +23,7 @@ use verdict::{
 };
 
 use crate::{
-    cli::Place,
+    cli::{Place, run, run_at, verdict},
     log::at,
     quarantine::keeping,
     support::{
@@ -472,4 +472,40 @@ async fn quarantined_deliveries_of_whom_nobody_knows_are_counted_once() {
     let id = Uuid::parse_str(&response.quarantine_id).unwrap();
     assert!(server.log.find_quarantined(id).await.unwrap().is_some());
     server.stop().await;
+}
+
+#[tokio::test]
+async fn the_command_erases_only_when_told_so() {
+    let directory = TempDir::new().unwrap();
+    let server = Server::start_with(server_config(), embedded_log(&directory)).await;
+    let event_id = accept(&server, body("a", "approved", "anna")).await;
+    let erase = ["erase", "--provider", "gu1", "--external-id", "ours-anna"];
+    let refused = run_at(&server, &erase).await;
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("add --yes"));
+    let nobody = run_at(&server, &["erase", "--provider", "gu1", "--yes"]).await;
+    assert_eq!(nobody.status.code(), Some(2));
+    assert!(!is_erased(&server, &event_id).await);
+
+    let erased = run_at(&server, &[&erase[..], &["--yes"]].concat()).await;
+    assert!(erased.status.success(), "{erased:?}");
+    let told: serde_json::Value = serde_json::from_slice(&erased.stdout).unwrap();
+    assert_eq!(told["events"], "1");
+    assert!(is_erased(&server, &event_id).await);
+    let status = run_at(&server, &["status", "--format", "table"]).await;
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("encryption  master key "), "{status}");
+    server.stop().await;
+}
+
+#[test]
+fn a_new_master_key_is_another_each_time() {
+    let lines = [(); 2].map(|()| run(verdict().args(["keys", "new"])).stdout);
+    assert_ne!(lines[0], lines[1]);
+    for line in lines {
+        let line = String::from_utf8(line).unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // 32 bytes in base64.
+        assert!(words.len() == 2 && words[1].len() == 44, "{line}");
+    }
 }

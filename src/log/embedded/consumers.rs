@@ -6,10 +6,16 @@ use prost::Message;
 
 use super::{
     OpenError,
+    reader::Shared,
     record::{ConsumerRecord, ConsumersRecord},
+    request::{Reply, answer},
+    segments::WriteError,
     small_file,
+    writer::Writer,
 };
-use crate::log::{Consumer, Cursor, consumers::Consumers, disk::Disk};
+use crate::log::{
+    AppendError, Commit, CommitError, Consumer, Cursor, consumers::Consumers, disk::Disk,
+};
 
 const CONSUMERS: &str = "consumers";
 
@@ -42,4 +48,61 @@ pub(super) fn write(disk: &dyn Disk, directory: &Path, consumers: &Consumers) ->
         consumers: records.collect(),
     };
     small_file::write(disk, &directory.join(CONSUMERS), &record.encode_to_vec())
+}
+
+/// What is to be done to a consumer.
+pub(super) enum ConsumerChange {
+    Commit(Commit, Reply<(), CommitError>),
+    Forget(String, Reply<()>),
+}
+
+enum ConsumerReply {
+    Commit(Reply<(), CommitError>),
+    Forget(Reply<()>),
+}
+
+impl Writer {
+    /// Makes changes durable, then answers.
+    pub(super) fn commit_consumers(&mut self, changes: Vec<ConsumerChange>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut changed = self.shared.consumers().clone();
+        let mut decided = Vec::new();
+        for change in changes {
+            match change {
+                ConsumerChange::Commit(commit, reply) => {
+                    decided.push((changed.commit(commit), ConsumerReply::Commit(reply)));
+                }
+                ConsumerChange::Forget(name, reply) => {
+                    changed.0.remove(&name);
+                    decided.push((Ok(()), ConsumerReply::Forget(reply)));
+                }
+            }
+        }
+        let stored = self.store_consumers(changed);
+        for (decided, reply) in decided {
+            let stored = stored.clone();
+            match reply {
+                ConsumerReply::Commit(reply) => {
+                    answer(reply, decided.and_then(|()| stored.map_err(Into::into)));
+                }
+                ConsumerReply::Forget(reply) => answer(reply, stored),
+            }
+        }
+    }
+
+    fn store_consumers(&self, changed: Consumers) -> Result<(), AppendError> {
+        self.shared.health.has_not_failed()?;
+        let Shared {
+            disk, directory, ..
+        } = self.shared.as_ref();
+        let mut consumers = self.shared.consumers();
+        if *consumers != changed {
+            let stored = write(disk.as_ref(), directory, &changed);
+            stored.map_err(|error| self.trouble(WriteError::Write(error)))?;
+            *consumers = changed;
+        }
+        Ok(())
+    }
 }

@@ -22,7 +22,7 @@ use super::{
 use crate::log::disk::{Disk, DiskFile};
 
 /// How many slots are read at once: consecutive records use consecutive ones.
-const PAGE: u32 = 128;
+pub(super) const PAGE: u32 = 128;
 
 /// How many keys are kept in memory: as many as the tail has events.
 const MAX_CACHED: usize = 4096;
@@ -33,28 +33,28 @@ const KEYS: &str = "keys";
 /// The data keys of one kind of segments.
 #[derive(Debug)]
 pub(super) struct Keys {
-    disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     directory: PathBuf,
-    log_id: Uuid,
+    pub(super) log_id: Uuid,
     pub(super) kind: Kind,
     state: RwLock<State>,
     cache: Mutex<Cache>,
 }
 
 #[derive(Debug)]
-struct State {
-    masters: MasterKeys,
+pub(super) struct State {
+    pub(super) masters: MasterKeys,
     /// The key files, by the number of the first record of their segment.
-    files: BTreeMap<u64, KeyFile>,
+    pub(super) files: BTreeMap<u64, KeyFile>,
     /// Segments that were written with keys which are not here.
     missing: BTreeSet<u64>,
     /// Slots that were destroyed since copies of key files are being made; `None` when none are.
-    destroyed: Option<Vec<(u64, u32)>>,
+    pub(super) destroyed: Option<Vec<(u64, u32)>>,
 }
 
 #[derive(Clone, Debug)]
-struct KeyFile {
-    master: Arc<MasterKey>,
+pub(super) struct KeyFile {
+    pub(super) master: Arc<MasterKey>,
     /// How many slots it had when the log was opened.
     slots: u32,
 }
@@ -410,11 +410,11 @@ impl Keys {
         self.directory.join(segment::name(base, KEYS))
     }
 
-    fn temporary(&self, base: u64) -> PathBuf {
+    pub(super) fn temporary(&self, base: u64) -> PathBuf {
         self.directory.join(segment::name(base, TEMPORARY))
     }
 
-    fn place(&self, base: u64, slot: u32) -> SlotPlace {
+    pub(super) fn place(&self, base: u64, slot: u32) -> SlotPlace {
         SlotPlace {
             log_id: self.log_id,
             kind: self.kind,
@@ -423,16 +423,16 @@ impl Keys {
         }
     }
 
-    fn sync_directory(&self) -> Result<(), WriteError> {
+    pub(super) fn sync_directory(&self) -> Result<(), WriteError> {
         let synced = self.disk.sync_directory(&self.directory);
         synced.map_err(WriteError::Sync)
     }
 
-    fn state(&self) -> RwLockReadGuard<'_, State> {
+    pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+    pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -456,104 +456,8 @@ impl Keys {
     }
 }
 
-/// Another master key in the place of an old one.
+/// What operators are told.
 impl Keys {
-    /// Takes other master keys. Says which id is missing if one is, and takes none then.
-    pub(super) fn lacks(&self, masters: &MasterKeys) -> Option<String> {
-        let state = self.state();
-        let mut used = state.files.values().map(|file| file.master.id());
-        used.find(|id| masters.find(id).is_none())
-            .map(ToOwned::to_owned)
-    }
-
-    pub(super) fn set_masters(&self, masters: &MasterKeys) {
-        self.state_mut().masters = masters.clone();
-    }
-
-    /// The key files that are not of the current master key.
-    pub(super) fn outdated(&self) -> Vec<u64> {
-        let state = self.state();
-        let Some(current) = state.masters.current() else {
-            return Vec::new();
-        };
-        let files = state.files.iter();
-        files
-            .filter(|(_, file)| file.master.id() != current.id())
-            .map(|(base, _)| *base)
-            .collect()
-    }
-
-    /// Begins to take note of what is destroyed, because copies are about to be made.
-    pub(super) fn begin_copying(&self) {
-        self.state_mut().destroyed = Some(Vec::new());
-    }
-
-    /// Copies a key file, wrapped by the current master key. The copy is durable, but has only a temporary name.
-    pub(super) fn copy(&self, base: u64) -> Result<Arc<MasterKey>, KeyError> {
-        let (file, old, new) = {
-            let state = self.state();
-            let known = state.files.get(&base);
-            let known = known.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-            let new = state.masters.current().ok_or(KeyError::Randomness)?;
-            let file = self.disk.open(&self.path(base))?;
-            (file, Arc::clone(&known.master), Arc::clone(new))
-        };
-        let copy = self.disk.create(&self.temporary(base))?;
-        let header = Header::encode(self.log_id, self.kind, base, &new);
-        copy.write_at(&header.ok_or(KeyError::Randomness)?, 0)?;
-        let mut first = 1;
-        loop {
-            let mut page = vec![0; PAGE as usize * SLOT_BYTES];
-            let read = file.read_at(&mut page, key_file::offset(first))?;
-            page.truncate(read.next_multiple_of(SLOT_BYTES));
-            let (slots, _) = page.as_chunks_mut::<SLOT_BYTES>();
-            for (slot, bytes) in (first..).zip(slots.iter_mut()) {
-                let place = self.place(base, slot);
-                // What does not unwrap is nothing that was ever used, or damaged: it stays so.
-                if *bytes != DESTROYED
-                    && let Some(key) = key_file::decode_slot(&place, &old, bytes)
-                {
-                    let wrapped = key_file::encode_slot(&place, &new, &key);
-                    *bytes = wrapped.ok_or(KeyError::Randomness)?;
-                }
-            }
-            let is_last = slots.len() < PAGE as usize;
-            copy.write_at(&page, key_file::offset(first))?;
-            if is_last {
-                copy.sync()?;
-                return Ok(new);
-            }
-            first += PAGE;
-        }
-    }
-
-    /// Puts copies in the place of the files they were made of, without what was destroyed meanwhile.
-    pub(super) fn finish_copying(
-        &self,
-        copies: Vec<(u64, Arc<MasterKey>)>,
-    ) -> Result<(), WriteError> {
-        let mut state = self.state_mut();
-        let destroyed = state.destroyed.take().unwrap_or_default();
-        for (base, master) in copies {
-            let (temporary, path) = (self.temporary(base), self.path(base));
-            let Some(known) = state.files.get_mut(&base) else {
-                // Deleted meanwhile.
-                self.disk.remove(&temporary).map_err(WriteError::Write)?;
-                continue;
-            };
-            let of_it = destroyed.iter().filter(|(of, _)| *of == base);
-            let slots: BTreeSet<u32> = of_it.map(|(_, slot)| *slot).collect();
-            if !slots.is_empty() {
-                let copy = self.disk.open(&temporary).map_err(WriteError::Write)?;
-                overwrite(copy.as_ref(), &slots)?;
-            }
-            let renamed = self.disk.rename(&temporary, &path);
-            renamed.map_err(WriteError::Write)?;
-            known.master = master;
-        }
-        self.sync_directory()
-    }
-
     /// How many key files there are, and how many segments lack theirs.
     pub(super) fn counts(&self) -> (u64, u64) {
         let state = self.state();
@@ -568,7 +472,7 @@ impl Keys {
 }
 
 /// Overwrites slots, durably. Those beyond the end of the file are none.
-fn overwrite(file: &dyn DiskFile, slots: &BTreeSet<u32>) -> Result<(), WriteError> {
+pub(super) fn overwrite(file: &dyn DiskFile, slots: &BTreeSet<u32>) -> Result<(), WriteError> {
     let last = key_file::slots(file.size().map_err(WriteError::Write)?);
     for slot in slots.iter().filter(|slot| (1..=last).contains(*slot)) {
         let written = file.write_at(&DESTROYED, key_file::offset(*slot));

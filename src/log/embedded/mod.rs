@@ -11,6 +11,7 @@
 //! | `lock`, `keys/lock` | held while a process uses the log |
 
 mod consumers;
+mod files;
 mod frame;
 mod health;
 mod index;
@@ -26,6 +27,7 @@ mod request;
 mod retention;
 mod rewrap;
 mod seal;
+mod sealing;
 mod segment;
 mod segments;
 mod slots;
@@ -34,10 +36,7 @@ mod view;
 mod writer;
 
 use std::{
-    fs::{self, File, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::Path,
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
@@ -55,19 +54,16 @@ use uuid::Uuid;
 pub use self::seal::{MasterKeyError, new_master_key};
 
 use self::{
+    files::Files,
     frame::FrameError,
     health::Watchdog,
     index::{Index, IndexError},
-    keys::Keys,
     master_file::MasterFile,
-    quarantine::Quarantine,
     reader::{Shared, read_error},
-    record::MetaRecord,
     request::{Reply, Request},
     retention::Retirement,
     rewrap::Rewrapping,
-    seal::{Kind, MasterKeys},
-    segments::{Promise, Sealing, Segments, WriteError},
+    segments::WriteError,
     view::Stored,
     writer::Writer,
 };
@@ -162,10 +158,10 @@ impl EmbeddedLog {
         new_id: Uuid,
     ) -> Result<Self, OpenError> {
         let directory = &config.path;
-        make_directories(config)?;
+        files::make_directories(config)?;
         let locks = [
-            lock(directory)?.ok_or(OpenError::InUse)?,
-            lock(&config.keys_path())?.ok_or_else(|| {
+            files::lock(directory)?.ok_or(OpenError::InUse)?,
+            files::lock(&config.keys_path())?.ok_or_else(|| {
                 let path = config.keys_path();
                 OpenError::Keys(format!(
                     "the keys in {} are in use by another log; each needs a log.encryption.keys_path of its own",
@@ -281,116 +277,6 @@ impl Drop for EmbeddedLog {
         if writer.join().is_err() {
             tracing::error!("the log's writer panicked");
         }
-    }
-}
-
-/// The files that records lie in.
-struct Files {
-    events: Segments,
-    genuine: Quarantine,
-    unverified: Quarantine,
-}
-
-impl Files {
-    /// Opens them. The index knows all events up to `complete_to`, so these were acknowledged.
-    fn open(
-        disk: &Arc<dyn Disk>,
-        config: &LogConfig,
-        meta: &MetaRecord,
-        masters: &MasterKeys,
-        complete_to: u64,
-    ) -> Result<Self, OpenError> {
-        let log_id = meta::id(&meta.id)?;
-        let sealing = |kind: Kind, chunk: u64| {
-            let keys_path = config.keys_path();
-            let keys = Keys::open(Arc::clone(disk), &keys_path, log_id, kind, masters)?;
-            Ok::<_, OpenError>(Sealing {
-                keys: Arc::new(keys),
-                enabled: config.encryption.enabled,
-                chunk: chunk as u32,
-            })
-        };
-        let closed = meta.closed.unwrap_or_default();
-        let quarantine = |kind, limits, promise| {
-            let (sealed, chunk) = match kind {
-                QuarantineKind::Genuine => (Kind::Genuine, 64),
-                QuarantineKind::Unverified => (Kind::Unverified, 1),
-            };
-            let sealing = sealing(sealed, chunk)?;
-            let directory = config.path.join(sealed.directory());
-            let disk = Arc::clone(disk);
-            Quarantine::open(disk, &directory, log_id, kind, limits, promise, sealing)
-        };
-        /// About how many bytes of events a new key is made for beforehand.
-        const BYTES_PER_KEY: u64 = 1024;
-        let segment_bytes = retention::segment_bytes(config);
-        let directory = config.path.join(Kind::Events.directory());
-        let events = Segments::open(
-            Arc::clone(disk),
-            &directory,
-            log_id,
-            segment_bytes,
-            Promise::Durable(closed.events.max(complete_to)),
-            sealing(
-                Kind::Events,
-                (segment_bytes / BYTES_PER_KEY).clamp(16, 1024),
-            )?,
-        )?;
-        if events.view.start() > meta.start {
-            return Err(OpenError::Damaged(format!(
-                "{}: it begins with number {}, but nothing behind number {} was deleted",
-                directory.display(),
-                events.view.start() + 1,
-                meta.start
-            )));
-        }
-        Ok(Self {
-            events,
-            genuine: quarantine(
-                QuarantineKind::Genuine,
-                retention::genuine_limits(config),
-                Promise::Durable(closed.genuine),
-            )?,
-            unverified: quarantine(
-                QuarantineKind::Unverified,
-                retention::unverified_limits(config),
-                Promise::Nothing,
-            )?,
-        })
-    }
-}
-
-/// The directories of a log and of its keys. They will hold personal data: nobody else may look into them.
-fn make_directories(config: &LogConfig) -> io::Result<()> {
-    for directory in [&config.path, &config.keys_path()] {
-        for kind in Kind::ALL {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory.join(kind.directory()))?;
-        }
-        // Their own names are to outlive a power cut too. The directory above may not be ours to open.
-        File::open(directory)?.sync_all()?;
-        if let Some(above) = directory.parent()
-            && let Ok(above) = File::open(above)
-        {
-            above.sync_all()?;
-        }
-        if fs::metadata(directory)?.permissions().mode() & 0o077 != 0 {
-            let path = directory.display();
-            tracing::warn!(log.path = %path, "others may look into a directory of the log");
-        }
-    }
-    Ok(())
-}
-
-/// Locks a directory. `None` if it is locked already.
-fn lock(directory: &Path) -> io::Result<Option<File>> {
-    let lock = File::create(directory.join("lock"))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(Some(lock)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{runtime::Runtime, sync::mpsc, time};
 use uuid::Uuid;
 
 use super::{
-    consumers,
+    consumers::ConsumerChange,
     frame::NewFrame,
     index::{IdEntry, Index, IndexError},
     meta,
@@ -27,14 +27,11 @@ use super::{
     request::{Reply, Request, answer},
     retention::Retirement,
     rewrap::Rewrapping,
-    seal::Purpose,
     segments::{Segments, WriteError},
-    slots,
 };
 use crate::log::{
-    AppendError, Appended, Commit, CommitError, EraseError, NewEvent, Origin, Position,
-    QuarantineKind, ReadError, Sealed, StoredEvent, VerificationState,
-    consumers::Consumers,
+    AppendError, Appended, EraseError, NewEvent, Origin, Position, QuarantineKind, Sealed,
+    StoredEvent, VerificationState,
     verification::{self, Member, Time},
 };
 
@@ -80,22 +77,17 @@ struct Batch {
 }
 
 /// An event with its place.
-struct PlacedEvent {
-    subject: [u8; 32],
-    record: EventRecord,
-    stored: StoredEvent,
-    delivery: Bytes,
+pub(super) struct PlacedEvent {
+    pub(super) subject: [u8; 32],
+    pub(super) record: EventRecord,
+    pub(super) stored: StoredEvent,
+    pub(super) delivery: Bytes,
 }
 
 enum ChangeReply {
     Added(Reply<()>),
     Released(Reply<bool>),
     Nobody,
-}
-
-enum ConsumerChange {
-    Commit(Commit, Reply<(), CommitError>),
-    Forget(String, Reply<()>),
 }
 
 impl Writer {
@@ -361,31 +353,6 @@ impl Writer {
         }
     }
 
-    /// Seals what is personal, with the key of its subject in the segment that it comes to lie in.
-    fn seal(&mut self, events: &mut [PlacedEvent]) -> Result<(), WriteError> {
-        self.events.prepare()?;
-        for event in &mut *events {
-            let Some(slot) = self.events.slot(Some(&event.subject))? else {
-                continue;
-            };
-            let place = self.events.view.place(event.stored.position.0);
-            let seal = |purpose, bytes: &Bytes| slots::seal(&slot, &place, purpose, bytes);
-            let personal_data = seal(Purpose::PersonalData, &event.stored.personal_data.bytes)?;
-            event.delivery = seal(Purpose::Delivery, &event.delivery)?;
-            event.record.slot = slot.number;
-            event.record.personal_data = personal_data.clone();
-            event.stored.personal_data = Sealed {
-                bytes: personal_data,
-                slot: slot.number,
-            };
-        }
-        let slots = self.events.slot_count();
-        for event in events {
-            event.record.slots = slots;
-        }
-        Ok(())
-    }
-
     fn write_events(&mut self, batch: &mut Batch) -> Result<(), AppendError> {
         if batch.events.is_empty() {
             return Ok(());
@@ -427,37 +394,6 @@ impl Writer {
         Ok(())
     }
 
-    /// Destroys the keys that could not be destroyed before.
-    fn destroy_again(&mut self) {
-        if self.shared.health.has_not_failed().is_ok()
-            && let Err(error) = self.events.destroy_condemned()
-        {
-            self.trouble(error);
-        }
-    }
-
-    /// Destroys the keys that these events name.
-    fn erase(&mut self, positions: &[Position]) -> Result<(), EraseError> {
-        self.shared.health.has_not_failed()?;
-        let mut not_encrypted = 0;
-        // Behind the end there is nothing to erase.
-        for position in positions.iter().filter(|position| **position <= self.end) {
-            match self.shared.event(*position) {
-                Ok(record) if record.slot > 0 => self.events.condemn(position.0, record.slot),
-                Ok(_) => not_encrypted += 1,
-                // Its key went with it.
-                Err(ReadError::NotRetained) => {}
-                Err(error) => return Err(AppendError::Unavailable(error.to_string()).into()),
-            }
-        }
-        let destroyed = self.events.destroy_condemned();
-        destroyed.map_err(|error| self.trouble(error))?;
-        match not_encrypted {
-            0 => Ok(()),
-            events => Err(EraseError::NotEncrypted(events)),
-        }
-    }
-
     fn commit_quarantine(&mut self, kind: QuarantineKind, changes: Vec<(Change, ChangeReply)>) {
         if changes.is_empty() {
             return;
@@ -497,49 +433,6 @@ impl Writer {
         applied.map_err(|error| self.trouble(error))
     }
 
-    fn commit_consumers(&mut self, changes: Vec<ConsumerChange>) {
-        if changes.is_empty() {
-            return;
-        }
-        let mut changed = self.shared.consumers().clone();
-        let mut decided = Vec::new();
-        for change in changes {
-            match change {
-                ConsumerChange::Commit(commit, reply) => {
-                    decided.push((changed.commit(commit), ConsumerReply::Commit(reply)));
-                }
-                ConsumerChange::Forget(name, reply) => {
-                    changed.0.remove(&name);
-                    decided.push((Ok(()), ConsumerReply::Forget(reply)));
-                }
-            }
-        }
-        let stored = self.store_consumers(changed);
-        for (decided, reply) in decided {
-            let stored = stored.clone();
-            match reply {
-                ConsumerReply::Commit(reply) => {
-                    answer(reply, decided.and_then(|()| stored.map_err(Into::into)));
-                }
-                ConsumerReply::Forget(reply) => answer(reply, stored),
-            }
-        }
-    }
-
-    fn store_consumers(&self, changed: Consumers) -> Result<(), AppendError> {
-        self.shared.health.has_not_failed()?;
-        let Shared {
-            disk, directory, ..
-        } = self.shared.as_ref();
-        let mut consumers = self.shared.consumers();
-        if *consumers != changed {
-            let stored = consumers::write(disk.as_ref(), directory, &changed);
-            stored.map_err(|error| self.trouble(WriteError::Write(error)))?;
-            *consumers = changed;
-        }
-        Ok(())
-    }
-
     /// Whether a request is worth a try. What makes room is, even on a disk that is nearly full.
     fn is_writable(&self, request: &Request) -> Result<(), AppendError> {
         match request {
@@ -561,9 +454,4 @@ impl Writer {
         self.shared.health.fail(error.to_string());
         AppendError::Unavailable(error.to_string())
     }
-}
-
-enum ConsumerReply {
-    Commit(Reply<(), CommitError>),
-    Forget(Reply<()>),
 }

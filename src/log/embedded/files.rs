@@ -1,0 +1,134 @@
+//! The directories of a log, and what is opened in them.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use super::{
+    OpenError,
+    keys::Keys,
+    meta,
+    quarantine::Quarantine,
+    record::MetaRecord,
+    retention,
+    seal::{Kind, MasterKeys},
+    segments::{Promise, Sealing, Segments},
+};
+use crate::{
+    config::LogConfig,
+    log::{QuarantineKind, disk::Disk},
+};
+
+/// The files that records lie in.
+pub(super) struct Files {
+    pub(super) events: Segments,
+    pub(super) genuine: Quarantine,
+    pub(super) unverified: Quarantine,
+}
+
+impl Files {
+    /// Opens them. The index knows all events up to `complete_to`, so these were acknowledged.
+    pub(super) fn open(
+        disk: &Arc<dyn Disk>,
+        config: &LogConfig,
+        meta: &MetaRecord,
+        masters: &MasterKeys,
+        complete_to: u64,
+    ) -> Result<Self, OpenError> {
+        let log_id = meta::id(&meta.id)?;
+        let sealing = |kind: Kind, chunk: u64| {
+            let keys_path = config.keys_path();
+            let keys = Keys::open(Arc::clone(disk), &keys_path, log_id, kind, masters)?;
+            Ok::<_, OpenError>(Sealing {
+                keys: Arc::new(keys),
+                enabled: config.encryption.enabled,
+                chunk: chunk as u32,
+            })
+        };
+        let closed = meta.closed.unwrap_or_default();
+        let quarantine = |kind, limits, promise| {
+            let (sealed, chunk) = match kind {
+                QuarantineKind::Genuine => (Kind::Genuine, 64),
+                QuarantineKind::Unverified => (Kind::Unverified, 1),
+            };
+            let sealing = sealing(sealed, chunk)?;
+            let directory = config.path.join(sealed.directory());
+            let disk = Arc::clone(disk);
+            Quarantine::open(disk, &directory, log_id, kind, limits, promise, sealing)
+        };
+        /// About how many bytes of events a new key is made for beforehand.
+        const BYTES_PER_KEY: u64 = 1024;
+        let segment_bytes = retention::segment_bytes(config);
+        let directory = config.path.join(Kind::Events.directory());
+        let events = Segments::open(
+            Arc::clone(disk),
+            &directory,
+            log_id,
+            segment_bytes,
+            Promise::Durable(closed.events.max(complete_to)),
+            sealing(
+                Kind::Events,
+                (segment_bytes / BYTES_PER_KEY).clamp(16, 1024),
+            )?,
+        )?;
+        if events.view.start() > meta.start {
+            return Err(OpenError::Damaged(format!(
+                "{}: it begins with number {}, but nothing behind number {} was deleted",
+                directory.display(),
+                events.view.start() + 1,
+                meta.start
+            )));
+        }
+        Ok(Self {
+            events,
+            genuine: quarantine(
+                QuarantineKind::Genuine,
+                retention::genuine_limits(config),
+                Promise::Durable(closed.genuine),
+            )?,
+            unverified: quarantine(
+                QuarantineKind::Unverified,
+                retention::unverified_limits(config),
+                Promise::Nothing,
+            )?,
+        })
+    }
+}
+
+/// The directories of a log and of its keys. They will hold personal data: nobody else may look into them.
+pub(super) fn make_directories(config: &LogConfig) -> io::Result<()> {
+    for directory in [&config.path, &config.keys_path()] {
+        for kind in Kind::ALL {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory.join(kind.directory()))?;
+        }
+        // Their own names are to outlive a power cut too. The directory above may not be ours to open.
+        File::open(directory)?.sync_all()?;
+        if let Some(above) = directory.parent()
+            && let Ok(above) = File::open(above)
+        {
+            above.sync_all()?;
+        }
+        if fs::metadata(directory)?.permissions().mode() & 0o077 != 0 {
+            let path = directory.display();
+            tracing::warn!(log.path = %path, "others may look into a directory of the log");
+        }
+    }
+    Ok(())
+}
+
+/// Locks a directory. `None` if it is locked already.
+pub(super) fn lock(directory: &Path) -> io::Result<Option<File>> {
+    let lock = File::create(directory.join("lock"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
