@@ -31,6 +31,9 @@ const READ_LIMIT: ReadLimit = ReadLimit {
 /// How many events of one verification are read at once.
 const HISTORY: usize = 256;
 
+/// How many events are erased at once. The writer reads the record of each, and others wait for it.
+const PORTION: usize = 128;
+
 /// Whom to erase.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target {
@@ -251,12 +254,16 @@ impl Erasure {
     }
 
     /// Finds the events of a verification that name nobody, up to where the walk is.
-    async fn find_earlier(&self, key: [u8; 32], found: &mut Vec<Position>) -> Result<(), EndError> {
+    async fn find_earlier(
+        &mut self,
+        key: [u8; 32],
+        found: &mut Vec<Position>,
+    ) -> Result<(), EndError> {
         // By its own id all of them are found.
         if let SubjectId::Verification(_) = self.target.id {
             return Ok(());
         }
-        let log = &self.ingestor.log;
+        let log = Arc::clone(&self.ingestor.log);
         let mut next = log.verification(key).await?.map(|state| state.last);
         while let Some(from) = next {
             self.check_draining()?;
@@ -272,24 +279,22 @@ impl Erasure {
                     found.push(stored.position);
                 }
             }
+            self.erase(std::mem::take(found)).await?;
             next = history.next;
         }
         Ok(())
     }
 
     async fn erase(&mut self, found: Vec<Position>) -> Result<(), EndError> {
-        if found.is_empty() {
-            return Ok(());
-        }
-        self.erased.events += found.len() as u64;
-        match self.ingestor.log.erase(found).await {
-            Ok(()) => Ok(()),
-            Err(EraseError::NotEncrypted(events)) => {
-                self.not_encrypted += events;
-                Ok(())
+        for portion in found.chunks(PORTION) {
+            match self.ingestor.log.erase(portion.to_vec()).await {
+                Ok(()) => {}
+                Err(EraseError::NotEncrypted(events)) => self.not_encrypted += events,
+                Err(EraseError::Append(error)) => return Err(error.into()),
             }
-            Err(EraseError::Append(error)) => Err(error.into()),
+            self.erased.events += portion.len() as u64;
         }
+        Ok(())
     }
 
     /// Takes the deliveries about the subject out of the quarantine of genuine ones, and counts those of which nobody knows.

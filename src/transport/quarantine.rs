@@ -428,5 +428,6 @@ impl<'s> Scan<'s> {
 }
 
 pub(super) fn not_found() -> Status {
-    status::error(Code::DeliveryNotFound, "there is no delivery under this id")
+    let message = "there is no delivery under this id; one that was there may be erased or no longer retained";
+    status::error(Code::DeliveryNotFound, message)
 }
