@@ -49,6 +49,11 @@ pub struct Files(Vec<(PathBuf, io::Result<Zeroizing<Vec<u8>>>)>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
+/// A path on one line, whatever it holds.
+fn shown(path: &Path) -> String {
+    path.display().to_string().escape_debug().to_string()
+}
+
 /// Which file cannot be read, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {0}")]
@@ -63,7 +68,7 @@ impl Files {
 
     /// What one of the files holds.
     pub fn get(&self, path: &Path) -> Result<&[u8], FileError> {
-        let error = |why: &dyn fmt::Display| FileError(format!("{}: {why}", path.display()));
+        let error = |why: &dyn fmt::Display| FileError(format!("{}: {why}", shown(path)));
         match self.0.iter().find(|(known, _)| known == path) {
             Some((_, Ok(content))) => Ok(content),
             Some((_, Err(failed))) => Err(error(failed)),

@@ -22,7 +22,7 @@ use tokio::{
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{admission::Shares, auditing::Auditor, connection::ConnectionInfo, status};
+use super::{admission::Shares, auditing::Auditor, listener::ConnectionInfo, status};
 use crate::{
     allowance::Allowance,
     caller::Callers,

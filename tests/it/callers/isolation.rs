@@ -769,8 +769,9 @@ async fn only_who_may_backfill_says_when_a_webhook_was_received() {
     // A signed time is checked against the time that is believed.
     let kayle = &sources()[3];
     let body = r#"{"type":"verification.session.expired","metadata":{"contract_version":3,"event_id":"evt_a","verification_session_id":"vs_a"},"data":{}}"#;
-    let encrypted = jwe::encrypt(body.as_bytes(), &kayle.decryption_keys[0]).expect("encrypted");
-    let signed = kayle.schemes[0].sign(encrypted.into(), &kayle.secrets[0], then);
+    let encrypted =
+        jwe::encrypt(body.as_bytes(), &kayle.keys().decryption_keys[0]).expect("encrypted");
+    let signed = kayle.schemes[0].sign(encrypted.into(), &kayle.keys().secrets[0], then);
     let old = |received_at| IngestRequest {
         received_at,
         ..request("kayle", &signed.clone().expect("signed"))
