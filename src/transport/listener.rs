@@ -84,7 +84,10 @@ pub struct Listener {
     openings: JoinSet<io::Result<Opened>>,
     /// The openings in the order in which they began; some of them have ended.
     oldest: VecDeque<AbortHandle>,
+    /// Runs while nothing is accepted, because accepting has failed.
     pause: Option<Pin<Box<Sleep>>>,
+    /// Whether it failed the last time, so that it is told once.
+    failing: bool,
 }
 
 impl Listener {
@@ -106,6 +109,7 @@ impl Listener {
             openings: JoinSet::new(),
             oldest: VecDeque::new(),
             pause: None,
+            failing: false,
         }
     }
 
@@ -120,10 +124,16 @@ impl Listener {
             }
             match self.tcp.poll_accept(context) {
                 Poll::Pending => return,
-                Poll::Ready(Ok((tcp, peer))) => self.begin(tcp, peer),
+                Poll::Ready(Ok((tcp, peer))) => {
+                    self.failing = false;
+                    self.begin(tcp, peer);
+                }
                 Poll::Ready(Err(error)) if concerns_one_connection(&error) => {}
                 Poll::Ready(Err(error)) => {
-                    tracing::warn!(%error, "connections cannot be accepted");
+                    if !self.failing {
+                        tracing::warn!(%error, "connections cannot be accepted");
+                    }
+                    self.failing = true;
                     self.pause = Some(Box::pin(time::sleep(ACCEPT_PAUSE)));
                 }
             }
