@@ -2,6 +2,7 @@
 //! opened.
 
 mod callers;
+mod issuers;
 mod source;
 mod tls;
 
@@ -18,7 +19,8 @@ use serde::Deserialize;
 
 use crate::{caller::Callers, source::Source};
 
-pub use callers::{CallerConfig, CallerError, CallersError, IssuerConfig, IssuerError};
+pub use callers::{CallerConfig, CallerError, CallersError};
+pub use issuers::{IssuerConfig, IssuerError};
 pub use source::{DEFAULT_ACCOUNT, DEFAULT_MAX_JSON_DEPTH, SourceConfig, SourceError};
 pub use tls::{ClientCertificates, TlsConfig};
 

@@ -241,7 +241,7 @@ fn every_configuration_in_the_readme_can_be_used() {
     for block in blocks {
         let directory = TempDir::new().unwrap();
         let key = directory.path().join("key.pem");
-                fs::copy("tests/fixtures/kayle/k1.pem", &key).unwrap();
+        fs::copy("tests/fixtures/kayle/k1.pem", &key).unwrap();
         let hash = directory.path().join("sha256");
         fs::write(&hash, hex::encode([7; 32])).unwrap();
         // Whatever a secret is read from is there in the place where the reader has it.
@@ -252,7 +252,7 @@ fn every_configuration_in_the_readme_can_be_used() {
             if let Some(variable) = between(&line, "env = \"") {
                 environment.insert(variable, "s".to_owned());
             }
-                        if let Some(file) = between(&line, "file = \"") {
+            if let Some(file) = between(&line, "file = \"") {
                 let there = match file.ends_with("sha256") {
                     true => &hash,
                     false => &key,
@@ -262,7 +262,7 @@ fn every_configuration_in_the_readme_can_be_used() {
             text.push_str(&line);
             text.push('\n');
         }
-                // What is about something else leaves the sources out.
+        // What is about something else leaves the sources out.
         if !text.contains("[[sources]]") {
             text.push_str(GU1);
             environment.insert("GU1_SECRET".to_owned(), "s".to_owned());
