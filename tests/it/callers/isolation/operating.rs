@@ -193,7 +193,8 @@ async fn operators_of_one_source_touch_no_other() {
         provider: "fyatu".to_owned(),
         ..Default::default()
     };
-    assert!(admin.erase_subject(by("b", erase)).await.is_err());
+    let refused = admin.erase_subject(by("b", erase)).await;
+    assert_eq!(reason(&refused.unwrap_err()), "SCOPE_MISSING");
 
     let all = DiscardQuarantinedRequest {
         target: Some(discard::Target::Filter(QuarantineFilter::default())),
