@@ -6,26 +6,20 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use futures_util::future;
 use http::{HeaderMap, header::AUTHORIZATION};
-use tokio::{task, time};
 
 use super::{Caller, Issuer, Token, TokenHash, jwt};
+use crate::reload::Reload;
 
 /// The longest token that is looked at.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
-
-/// How often the files with the hashes of tokens are read again.
-const FILE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How a caller has proved who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,7 +157,7 @@ pub struct Member {
     /// The caller.
     pub caller: Caller,
     /// The tokens that it may show.
-    pub tokens: Vec<Token>,
+    pub tokens: Vec<Arc<Token>>,
     /// The names of its client certificates: URIs and DNS names.
     pub certificates: Vec<String>,
 }
@@ -251,14 +245,22 @@ impl Callers {
         found
     }
 
-    /// Follows the files and URLs that credentials are checked against, for ever.
+    /// The tokens that are followed in files.
+    pub fn followed(&self) -> impl Iterator<Item = Arc<dyn Reload>> {
+        let members = self.known.iter().flat_map(|known| &known.members);
+        let tokens = members.flat_map(|member| &member.tokens);
+        let followed = tokens.filter(|token| !token.paths().is_empty());
+        followed.map(|token| Arc::clone(token) as Arc<dyn Reload>)
+    }
+
+    /// Follows the sets of keys that JWTs are checked against, for ever.
     pub async fn keep_fresh(&self) {
         let Some(known) = &self.known else {
             return future::pending().await;
         };
         let issuers = known.issuers.iter();
         let keys = issuers.map(|issuer| issuer.keys.keep_fresh(&issuer.name));
-        future::join(future::join_all(keys), known.follow_files()).await;
+        future::join_all(keys).await;
     }
 }
 
@@ -312,37 +314,6 @@ impl Known {
             credential: Credential::Certificate { name: name.into() },
         })
     }
-
-    /// Reads the files with the hashes of tokens again and again. What cannot be used leaves the token as it is, and is
-    /// logged once.
-    async fn follow_files(&self) {
-        let tokens = self.members.iter().flat_map(|member| &member.tokens);
-        let tokens = tokens.filter_map(|token| Some((token, token.file()?)));
-        let mut followed: Vec<_> = tokens.map(|(token, path)| (token, path, true)).collect();
-        if followed.is_empty() {
-            return;
-        }
-        loop {
-            time::sleep(FILE_INTERVAL).await;
-            for (token, path, well) in &mut followed {
-                let path = path.to_owned();
-                let read = task::spawn_blocking(move || read_hash(&path)).await;
-                let read = read.ok().flatten();
-                match read {
-                    Some(hash) if hash != token.hash() => {
-                        token.replace(hash);
-                        tracing::info!(token.id = %token.id(), "the token of a caller was changed");
-                    }
-                    None if *well => tracing::error!(
-                        token.id = %token.id(),
-                        "the SHA-256 of a token cannot be read any more; the last one stays in use"
-                    ),
-                    _ => {}
-                }
-                *well = read.is_some();
-            }
-        }
-    }
 }
 
 /// A name of a certificate in the one way in which it is compared: case counts in a URI, not in a DNS name.
@@ -351,10 +322,6 @@ pub(crate) fn certificate_name(name: &str) -> String {
         true => name.to_owned(),
         false => name.to_ascii_lowercase(),
     }
-}
-
-fn read_hash(path: &Path) -> Option<TokenHash> {
-    TokenHash::parse(&fs::read_to_string(path).ok()?)
 }
 
 /// The token of `authorization: Bearer <token>`, where it is given. As RFC 6750 writes it, and nothing else.
@@ -391,7 +358,7 @@ mod tests {
     async fn a_certificate_names_one_caller_and_a_token_decides() {
         let member = |name: &str, certificates: &[&str]| Member {
             caller: Caller::new(name, []),
-            tokens: vec![Token::new("t", TokenHash::of(name.as_bytes()), None)],
+            tokens: vec![Arc::new(Token::new("t", TokenHash::of(name.as_bytes())))],
             certificates: certificates.iter().map(|name| (*name).to_owned()).collect(),
         };
         let members = vec![

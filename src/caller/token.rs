@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -11,8 +11,11 @@ use aws_lc_rs::{
     rand::{SecureRandom, SystemRandom},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
+
+use crate::reload::{Files, Fingerprint, Reload};
 
 /// The SHA-256 of a token. It is no secret: nobody finds 256 random bits by their hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,17 +57,28 @@ impl fmt::Debug for TokenHash {
 pub struct Token {
     id: Arc<str>,
     hash: RwLock<TokenHash>,
-    /// Where the hash was read, and is read again.
-    file: Option<PathBuf>,
+    /// Where the hash is read again, if it was read from a file.
+    files: Vec<PathBuf>,
+    first: Fingerprint,
 }
 
 impl Token {
-    /// A token with its hash, and the file that the hash is from.
-    pub fn new(id: &str, hash: TokenHash, file: Option<PathBuf>) -> Self {
+    /// A token with its hash.
+    pub fn new(id: &str, hash: TokenHash) -> Self {
+        Self::following(id, hash, Vec::new(), Files::read(&[]).fingerprint())
+    }
+
+    /// A token whose hash is from a file, which held this at the time.
+    pub fn of_file(id: &str, hash: TokenHash, file: PathBuf, first: Fingerprint) -> Self {
+        Self::following(id, hash, vec![file], first)
+    }
+
+    fn following(id: &str, hash: TokenHash, files: Vec<PathBuf>, first: Fingerprint) -> Self {
         Self {
             id: id.into(),
             hash: RwLock::new(hash),
-            file,
+            files,
+            first,
         }
     }
 
@@ -73,24 +87,39 @@ impl Token {
         &self.id
     }
 
-    /// The file that its hash is from.
-    pub fn file(&self) -> Option<&Path> {
-        self.file.as_deref()
-    }
-
     /// The hash as it is now.
     pub fn hash(&self) -> TokenHash {
         *self.hash.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes another hash over, as its file has it now.
-    pub(super) fn replace(&self, hash: TokenHash) {
-        *self.hash.write().unwrap_or_else(PoisonError::into_inner) = hash;
-    }
-
     /// Whether this is the token that somebody has shown.
     pub(super) fn matches(&self, shown: &TokenHash) -> bool {
         self.hash().is(shown)
+    }
+}
+
+impl Reload for Token {
+    fn paths(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    fn first(&self) -> Fingerprint {
+        self.first
+    }
+
+    fn reload(&self, files: &Files, _now: Timestamp) {
+        let read = self.files.first().and_then(|path| files.get(path).ok());
+        let text = read.and_then(|content| str::from_utf8(content).ok());
+        match text.and_then(TokenHash::parse) {
+            Some(hash) => {
+                *self.hash.write().unwrap_or_else(PoisonError::into_inner) = hash;
+                tracing::info!(token.id = %self.id, "the token of a caller was changed");
+            }
+            None => tracing::error!(
+                token.id = %self.id,
+                "the SHA-256 of a token cannot be read any more; the last one stays in use"
+            ),
+        }
     }
 }
 
@@ -129,7 +158,7 @@ mod tests {
         assert!(new.expose().starts_with("vdt_") && new.expose().len() == 47);
         assert_ne!(new.expose(), NewToken::random().unwrap().expose());
         let written = TokenHash::parse(&format!("{}\n", new.hash())).unwrap();
-        let token = Token::new("a", written, None);
+        let token = Token::new("a", written);
         assert!(token.matches(&TokenHash::of(new.expose().as_bytes())));
         let near = format!("{} ", new.expose());
         assert!(!token.matches(&TokenHash::of(near.as_bytes())));

@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use http::Uri;
@@ -14,6 +14,7 @@ use crate::{
     caller::{Caller, Callers, Limits, Member, Token, TokenHash, certificate_name},
     proto::Scope,
     provider::{self, PROVIDERS},
+    reload::{FileError, Files},
 };
 
 /// One caller, as it is written in the configuration.
@@ -108,14 +109,12 @@ pub enum CallerError {
         variable: String,
     },
     /// The file cannot be read.
-    #[error("token {id:?}: cannot read {}: {source}", path.display())]
+    #[error("token {id:?}: {error}")]
     TokenFile {
         /// The token.
         id: String,
-        /// The file.
-        path: PathBuf,
         /// Why not.
-        source: io::Error,
+        error: FileError,
     },
     /// What was read is no hash. It may be the token, so it is not quoted.
     #[error(
@@ -258,7 +257,7 @@ impl CallerConfig {
             if !seen.tokens.insert(token.hash()) {
                 return Err(CallerError::TokenTwice(token.id().as_ref().to_owned()));
             }
-            tokens.push(token);
+            tokens.push(Arc::new(token));
         }
         Ok(Member {
             caller,
@@ -355,17 +354,26 @@ impl TokenConfig {
                     variable: variable.clone(),
                 })?
             }
-            (None, None, Some(path)) => {
-                fs::read_to_string(path).map_err(|source| CallerError::TokenFile {
-                    id: id(),
-                    path: path.clone(),
-                    source,
-                })?
-            }
+            (None, None, Some(path)) => return self.read(path),
             _ => return Err(CallerError::TokenPlace(id())),
         };
         let hash = TokenHash::parse(&text).ok_or_else(|| CallerError::TokenHash(id()))?;
-        Ok(Token::new(&self.id, hash, self.file.clone()))
+        Ok(Token::new(&self.id, hash))
+    }
+
+    fn read(&self, path: &Path) -> Result<Token, CallerError> {
+        let id = || self.id.clone();
+        let files = Files::read(&[path.to_owned()]);
+        let content = files.get(path);
+        let content = content.map_err(|error| CallerError::TokenFile { id: id(), error })?;
+        let text = str::from_utf8(content).unwrap_or_default();
+        let hash = TokenHash::parse(text).ok_or_else(|| CallerError::TokenHash(id()))?;
+        Ok(Token::of_file(
+            &self.id,
+            hash,
+            path.to_owned(),
+            files.fingerprint(),
+        ))
     }
 }
 

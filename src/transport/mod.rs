@@ -202,7 +202,10 @@ pub async fn run(
     let sources = sources.map(|source| Arc::clone(source) as Arc<dyn Reload>);
     let tls_files = tls.iter().map(|tls| Arc::clone(tls) as Arc<dyn Reload>);
     let reloading = reload::watch(
-        sources.chain(tls_files).collect(),
+        sources
+            .chain(tls_files)
+            .chain(access.callers.followed())
+            .collect(),
         Duration::from_secs(shared.config.reload_interval_seconds),
         now,
         draining.clone(),

@@ -11,7 +11,7 @@ use tokio::{
     time::{self, Duration},
 };
 use tonic::{Code, metadata::MetadataMap};
-use verdict::caller::NewToken;
+use verdict::{caller::NewToken, config::ServerConfig};
 
 use super::{
     House, bearer, caller,
@@ -199,7 +199,8 @@ async fn tokens_come_from_files_and_are_replaced_there() {
         "{before}tokens = [{{ id = \"a\", file = \"{}\" }}]\n[[callers.grants]]{after}",
         path.display()
     );
-    let house = House::open(&config).await;
+    let often = |server: &mut ServerConfig| server.reload_interval_seconds = 1;
+    let house = House::open_with(&config, often).await;
     assert_eq!(code(&house, bearer(old.expose())).await, Code::Ok);
     assert_eq!(
         code(&house, bearer(new.expose())).await,
@@ -207,7 +208,7 @@ async fn tokens_come_from_files_and_are_replaced_there() {
     );
     // Nonsense is not taken for a hash.
     fs::write(&path, old.expose()).expect("a file");
-    time::sleep(Duration::from_secs(6)).await;
+    time::sleep(Duration::from_secs(3)).await;
     assert_eq!(code(&house, bearer(old.expose())).await, Code::Ok);
     fs::write(&path, new.hash().to_string()).expect("a file");
     let replaced = async {
