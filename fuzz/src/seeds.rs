@@ -191,7 +191,8 @@ fn cursors() -> Vec<Seed> {
 fn configurations() -> Vec<Seed> {
     let mut seeds = vec![
         seed("defaults", read(&repository("src/config.default.toml"))),
-        seed("everything", EVERYTHING),
+                seed("everything", EVERYTHING),
+        seed("callers", CALLERS),
     ];
     for provider in PROVIDERS {
         let path = repository("tests/fixtures")
@@ -230,4 +231,31 @@ schemes = ["v1"]
 tolerance_seconds = 1
 keep_unverified = true
 options = { allow_plaintext = true }
+"#;
+
+const CALLERS: &str = r#"[audit]
+path = "audit.jsonl"
+[log.encryption]
+enabled = false
+keys_path = "keys"
+[[sources]]
+provider = "gu1"
+secrets = [{ id = "a", env = "SECRET" }]
+[[callers]]
+name = "risk-engine"
+tokens = [{ id = "a", sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }]
+certificates = ["spiffe://corp/risk-engine", "risk.internal"]
+subjects = [{ issuer = "corp", subject = "risk" }]
+[[callers.grants]]
+scopes = ["subscribe", "personal_data"]
+providers = ["gu1"]
+accounts = ["default"]
+[[issuers]]
+name = "corp"
+issuer = "https://login.example.com"
+audiences = ["verdict"]
+jwks_url = "https://login.example.com/keys"
+jwks_refresh_seconds = 60
+algorithms = ["EdDSA"]
+leeway_seconds = 1
 "#;
