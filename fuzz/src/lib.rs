@@ -19,6 +19,7 @@ use std::{
 
 use jiff::Timestamp;
 use verdict::{
+    config::DEFAULT_MAX_JSON_DEPTH,
     keyring::{Keyring, Keys},
     proto::Environment,
     provider::{
@@ -45,10 +46,11 @@ fn source(provider: &'static dyn Provider, scheme: &'static Scheme) -> Source {
         account: "default".to_owned(),
         environment: Environment::Live,
         schemes: vec![scheme],
-                keyring: Keyring::from(Keys {
+        keyring: Keyring::from(Keys {
             secrets: vec![secret()],
             ..Keys::default()
         }),
+        max_json_depth: DEFAULT_MAX_JSON_DEPTH,
         tolerance: Duration::from_secs(300),
         keep_unverified: false,
         options: provider

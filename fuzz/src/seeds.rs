@@ -87,7 +87,9 @@ fn requests(provider: &dyn Provider) -> Vec<Seed> {
     for (name, webhook) in fixtures(provider.name()) {
         let payload = match provider.encrypted() {
             // One that cannot be decrypted is plain.
-            true => source.decrypt(&webhook.payload, now()).unwrap_or(webhook.payload),
+            true => source
+                .decrypt(&webhook.payload, now())
+                .unwrap_or(webhook.payload),
             false => webhook.payload,
         };
         let read_by_adapter = |name: &str| name.to_ascii_lowercase().starts_with("x-");
@@ -191,7 +193,7 @@ fn cursors() -> Vec<Seed> {
 fn configurations() -> Vec<Seed> {
     let mut seeds = vec![
         seed("defaults", read(&repository("src/config.default.toml"))),
-                seed("everything", EVERYTHING),
+        seed("everything", EVERYTHING),
         seed("callers", CALLERS),
     ];
     for provider in PROVIDERS {
