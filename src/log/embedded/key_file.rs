@@ -15,9 +15,15 @@
 //! Integers are little-endian. A slot of zeros was destroyed. None lies across the border of two sectors, so a power cut
 //! leaves it as it was or as it is to be.
 
+use std::{collections::BTreeSet, io};
+
 use uuid::Uuid;
 
-use super::seal::{DataKey, Kind, MAX_ID_BYTES, MasterKey, PROOF_BYTES, SlotPlace, WRAPPED_BYTES};
+use super::{
+    seal::{DataKey, Kind, MAX_ID_BYTES, MasterKey, PROOF_BYTES, SlotPlace, WRAPPED_BYTES},
+    segments::WriteError,
+};
+use crate::log::disk::DiskFile;
 
 pub(super) const HEADER_BYTES: u64 = 512;
 pub(super) const SLOT_BYTES: usize = 64;
@@ -127,4 +133,27 @@ pub(super) fn decode_slot(
     slot: &[u8; SLOT_BYTES],
 ) -> Option<DataKey> {
     master.unwrap(place, &slot[..WRAPPED_BYTES])
+}
+
+/// Overwrites slots, durably. Those beyond the end of the file are none.
+pub(super) fn overwrite(file: &dyn DiskFile, gone: &BTreeSet<u32>) -> Result<(), WriteError> {
+    let last = slots(file.size().map_err(WriteError::Write)?);
+    for slot in gone.iter().filter(|slot| (1..=last).contains(*slot)) {
+        let written = file.write_at(&DESTROYED, offset(*slot));
+        written.map_err(WriteError::Write)?;
+    }
+    file.sync().map_err(WriteError::Sync)
+}
+
+/// Overwrites a key file that another one has replaced, so that what is destroyed there is not found in its old blocks. Nothing
+/// that was promised depends on it.
+pub(super) fn wipe(file: &dyn DiskFile) {
+    let wipe = || {
+        let size = usize::try_from(file.size()?).map_err(io::Error::other)?;
+        file.write_at(&vec![0; size], 0)?;
+        file.sync()
+    };
+    if let Err(error) = wipe() {
+        tracing::warn!(%error, "a key file that was replaced could not be overwritten");
+    }
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{
     OpenError,
     key_file::{self, DESTROYED, HEADER_BYTES, Header, SLOT_BYTES},
+    rewrap::Changes,
     seal::{DataKey, Kind, MasterKey, MasterKeys, SlotPlace},
     segment::{self, TEMPORARY},
     segments::{Promise, WriteError},
@@ -48,8 +49,10 @@ pub(super) struct State {
     pub(super) files: BTreeMap<u64, KeyFile>,
     /// Segments that were written with keys which are not here.
     missing: BTreeSet<u64>,
-    /// Slots that were destroyed since copies of key files are being made; `None` when none are.
-    pub(super) destroyed: Option<Vec<(u64, u32)>>,
+    /// What has happened since copies of key files are being made; `None` when none are.
+    pub(super) changes: Option<Changes>,
+    /// Key files that could not be copied. They are not tried again before the next start.
+    pub(super) not_copied: BTreeSet<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,11 +127,18 @@ impl Keys {
                 masters: masters.clone(),
                 files: BTreeMap::new(),
                 missing: BTreeSet::new(),
-                destroyed: None,
+                changes: None,
+                not_copied: BTreeSet::new(),
             }),
             cache: Mutex::default(),
         };
-        for name in keys.disk.names(&keys.directory)? {
+        let names = keys.disk.names(&keys.directory)?;
+        if !names.is_empty() {
+            // Files may have been replaced and their names never synced. What is destroyed from now on must not come back
+            // with an old name.
+            keys.disk.sync_directory(&keys.directory)?;
+        }
+        for name in names {
             match segment::parse_name(&name) {
                 Some((base, KEYS)) => match keys.find(base, masters) {
                     Ok(file) => {
@@ -200,6 +210,7 @@ impl Keys {
         copy.sync()?;
         self.disk.rename(&temporary, &path)?;
         self.disk.sync_directory(&self.directory)?;
+        key_file::wipe(file.as_ref());
         Ok(())
     }
 
@@ -326,7 +337,13 @@ impl Keys {
         promise: Promise,
     ) -> Result<OpenKeyFile, WriteError> {
         let path = self.path(base);
-        let known = self.state().files.get(&base).cloned();
+        let known = {
+            let mut state = self.state_mut();
+            if let Some(changes) = &mut state.changes {
+                changes.written.insert(base);
+            }
+            state.files.get(&base).cloned()
+        };
         if let Some(KeyFile { master, .. }) = known {
             let file = self.disk.open(&path).map_err(WriteError::Write)?;
             let slots = key_file::slots(file.size().map_err(WriteError::Write)?);
@@ -390,15 +407,15 @@ impl Keys {
             if !state.files.contains_key(&base) {
                 return Ok(());
             }
-            if let Some(destroyed) = &mut state.destroyed {
-                destroyed.extend(slots.iter().map(|slot| (base, *slot)));
+            if let Some(changes) = &mut state.changes {
+                changes.destroyed.entry(base).or_default().extend(slots);
             }
         }
         let file = self
             .disk
             .open(&self.path(base))
             .map_err(WriteError::Write)?;
-        let overwritten = overwrite(file.as_ref(), slots);
+        let overwritten = key_file::overwrite(file.as_ref(), slots);
         // Readers that come from now on must find what the file holds.
         self.cache()
             .remove(|(of, slot)| *of == base && slots.contains(slot));
@@ -469,16 +486,6 @@ impl Keys {
         let state = self.state();
         state.masters.current().map(|key| key.id().to_owned())
     }
-}
-
-/// Overwrites slots, durably. Those beyond the end of the file are none.
-pub(super) fn overwrite(file: &dyn DiskFile, slots: &BTreeSet<u32>) -> Result<(), WriteError> {
-    let last = key_file::slots(file.size().map_err(WriteError::Write)?);
-    for slot in slots.iter().filter(|slot| (1..=last).contains(*slot)) {
-        let written = file.write_at(&DESTROYED, key_file::offset(*slot));
-        written.map_err(WriteError::Write)?;
-    }
-    file.sync().map_err(WriteError::Sync)
 }
 
 /// A write that could not even be tried.

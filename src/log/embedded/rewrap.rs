@@ -1,15 +1,21 @@
 //! Another master key: the key files are wrapped anew, a few at a time, beside the writer.
 
-use std::{collections::BTreeSet, io, sync::Arc, thread};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+    thread,
+};
 
 use super::{
     key_file::{self, DESTROYED, Header, SLOT_BYTES},
-    keys::{KeyError, Keys, PAGE, overwrite},
+    keys::{KeyError, Keys, PAGE},
     master_file::MasterFile,
     seal::{MasterKey, MasterKeys},
     segments::WriteError,
     writer::Writer,
 };
+use crate::log::disk::DiskFile;
 
 /// How many key files are copied before the copies are put in the place of the files.
 const MAX_FILES_AT_ONCE: usize = 8;
@@ -25,8 +31,18 @@ struct Copying {
     thread: thread::JoinHandle<Copies>,
 }
 
-/// What became of the files: their copies, and what stopped it.
-type Copies = (Vec<(u64, Arc<MasterKey>)>, Option<KeyError>);
+/// What became of the files, by the number of the first record of their segment: the master key of the copy, or why there is
+/// none.
+type Copies = Vec<(u64, Result<Arc<MasterKey>, KeyError>)>;
+
+/// What happens to key files while copies of some are being made.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Slots that were destroyed.
+    pub(super) destroyed: BTreeMap<u64, BTreeSet<u32>>,
+    /// Files that new slots go into. Their copies are worth nothing.
+    pub(super) written: BTreeSet<u64>,
+}
 
 impl Rewrapping {
     pub(super) fn new(master_file: MasterFile) -> Self {
@@ -73,13 +89,9 @@ impl Writer {
             .take_if(|copying| copying.thread.is_finished());
         if let Some(Copying { keys, thread }) = finished {
             // A thread that panicked has copied nothing.
-            let (copies, failed) = thread.join().unwrap_or_default();
+            let copies = thread.join().unwrap_or_default();
             if let Err(error) = keys.finish_copying(copies) {
                 self.trouble(error);
-                return;
-            }
-            if let Some(error) = failed {
-                tracing::error!(%error, "a key file cannot be wrapped anew; it is tried again");
                 return;
             }
         }
@@ -97,28 +109,21 @@ impl Writer {
             &mut self.unverified.segments,
         ] {
             let keys = Arc::clone(&segments.view.keys);
-            let mut bases = keys.outdated();
+            // The file that is written to is not copied meanwhile.
+            for base in keys.to_copy() {
+                segments.leave(base)?;
+            }
+            // One that was left may be gone, and be made anew at any time.
+            let mut bases = keys.to_copy();
             bases.truncate(MAX_FILES_AT_ONCE);
             if bases.is_empty() {
                 continue;
             }
-            // The file that is written to is not copied meanwhile.
-            for base in &bases {
-                segments.leave(*base)?;
-            }
             keys.begin_copying();
             let copier = Arc::clone(&keys);
             let copy = move || {
-                let mut copies = Vec::new();
-                for base in bases {
-                    match copier.copy(base) {
-                        Ok(master) => copies.push((base, master)),
-                        // Deleted meanwhile.
-                        Err(KeyError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
-                        Err(error) => return (copies, Some(error)),
-                    }
-                }
-                (copies, None)
+                let copies = bases.into_iter().map(|base| (base, copier.copy(base)));
+                copies.collect()
             };
             let thread = thread::Builder::new()
                 .name("log-rewrap".to_owned())
@@ -132,7 +137,7 @@ impl Writer {
 }
 
 impl Keys {
-    /// Takes other master keys. Says which id is missing if one is, and takes none then.
+    /// The id of a master key that key files need and that is not among these.
     pub(super) fn lacks(&self, masters: &MasterKeys) -> Option<String> {
         let state = self.state();
         let mut used = state.files.values().map(|file| file.master.id());
@@ -140,6 +145,7 @@ impl Keys {
             .map(ToOwned::to_owned)
     }
 
+    /// Takes other master keys.
     pub(super) fn set_masters(&self, masters: &MasterKeys) {
         self.state_mut().masters = masters.clone();
     }
@@ -157,13 +163,21 @@ impl Keys {
             .collect()
     }
 
-    /// Begins to take note of what is destroyed, because copies are about to be made.
-    pub(super) fn begin_copying(&self) {
-        self.state_mut().destroyed = Some(Vec::new());
+    /// Those of them of which a copy may succeed.
+    fn to_copy(&self) -> Vec<u64> {
+        let mut bases = self.outdated();
+        let state = self.state();
+        bases.retain(|base| !state.not_copied.contains(base));
+        bases
+    }
+
+    /// Begins to take note of what happens to key files, because copies are about to be made.
+    fn begin_copying(&self) {
+        self.state_mut().changes = Some(Changes::default());
     }
 
     /// Copies a key file, wrapped by the current master key. The copy is durable, but has only a temporary name.
-    pub(super) fn copy(&self, base: u64) -> Result<Arc<MasterKey>, KeyError> {
+    fn copy(&self, base: u64) -> Result<Arc<MasterKey>, KeyError> {
         let (file, old, new) = {
             let state = self.state();
             let known = state.files.get(&base);
@@ -202,29 +216,83 @@ impl Keys {
     }
 
     /// Puts copies in the place of the files they were made of, without what was destroyed meanwhile.
-    pub(super) fn finish_copying(
-        &self,
-        copies: Vec<(u64, Arc<MasterKey>)>,
-    ) -> Result<(), WriteError> {
-        let mut state = self.state_mut();
-        let destroyed = state.destroyed.take().unwrap_or_default();
-        for (base, master) in copies {
-            let (temporary, path) = (self.temporary(base), self.path(base));
-            let Some(known) = state.files.get_mut(&base) else {
-                // Deleted meanwhile.
-                self.disk.remove(&temporary).map_err(WriteError::Write)?;
-                continue;
+    fn finish_copying(&self, copies: Copies) -> Result<(), WriteError> {
+        let changes = self.state_mut().changes.take().unwrap_or_default();
+        let mut replaced = Vec::new();
+        let mut result = Ok(());
+        for (base, copied) in copies {
+            let finished = match copied {
+                Ok(master) if result.is_ok() && !changes.written.contains(&base) => {
+                    self.replace(base, master, changes.destroyed.get(&base))
+                }
+                Ok(_) => Ok(None),
+                Err(error) => {
+                    self.was_not_copied(base, error);
+                    Ok(None)
+                }
             };
-            let of_it = destroyed.iter().filter(|(of, _)| *of == base);
-            let slots: BTreeSet<u32> = of_it.map(|(_, slot)| *slot).collect();
-            if !slots.is_empty() {
-                let copy = self.disk.open(&temporary).map_err(WriteError::Write)?;
-                overwrite(copy.as_ref(), &slots)?;
+            match finished {
+                Ok(Some(old)) => replaced.push(old),
+                Ok(None) => self.discard_copy(base),
+                Err(error) => {
+                    self.discard_copy(base);
+                    result = Err(error);
+                }
             }
-            let renamed = self.disk.rename(&temporary, &path);
-            renamed.map_err(WriteError::Write)?;
-            known.master = master;
         }
-        self.sync_directory()
+        // Even if something went wrong: what is destroyed from now on must not come back with an old name.
+        if !replaced.is_empty() {
+            self.sync_directory()?;
+        }
+        for old in replaced {
+            key_file::wipe(old.as_ref());
+        }
+        result
+    }
+
+    /// Puts a copy in the place of a key file, which is returned. `None` if that is gone by now.
+    fn replace(
+        &self,
+        base: u64,
+        master: Arc<MasterKey>,
+        destroyed: Option<&BTreeSet<u32>>,
+    ) -> Result<Option<Box<dyn DiskFile>>, WriteError> {
+        let (temporary, path) = (self.temporary(base), self.path(base));
+        let mut state = self.state_mut();
+        let Some(known) = state.files.get_mut(&base) else {
+            return Ok(None);
+        };
+        if let Some(slots) = destroyed {
+            let copy = self.disk.open(&temporary).map_err(WriteError::Write)?;
+            key_file::overwrite(copy.as_ref(), slots)?;
+        }
+        let old = self.disk.open(&path).map_err(WriteError::Write)?;
+        let renamed = self.disk.rename(&temporary, &path);
+        renamed.map_err(WriteError::Write)?;
+        known.master = master;
+        Ok(Some(old))
+    }
+
+    fn was_not_copied(&self, base: u64, error: KeyError) {
+        // Deleted meanwhile.
+        if matches!(&error, KeyError::Io(error) if error.kind() == io::ErrorKind::NotFound) {
+            return;
+        }
+        tracing::error!(
+            log.key_file = %self.path(base).display(),
+            %error,
+            "a key file cannot be wrapped anew; it is tried again at the next start, and needs its old master key until then"
+        );
+        self.state_mut().not_copied.insert(base);
+    }
+
+    /// Removes a copy that is not needed. It may never have come to be, and is removed at the next start at last.
+    fn discard_copy(&self, base: u64) {
+        match self.disk.remove(&self.temporary(base)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "a copy of a key file could not be removed");
+            }
+            _ => {}
+        }
     }
 }

@@ -310,6 +310,8 @@ impl Segments {
         if active.base != base {
             return Ok(());
         }
+        // What a failed write has left may name the keys that go.
+        self.tidy()?;
         if let Some(slots) = &mut self.slots {
             slots.leave();
         }
