@@ -1,9 +1,13 @@
 //! Erasing a subject: the log is walked, and the keys of what is about the subject are destroyed.
 //!
 //! The events stay, and so does their order. A subject is known by one id. Events of its verifications that name no subject
-//! at all, because the provider did not know it yet, are about it too.
+//! at all, because the provider did not know it yet, are about it too. So are all corrections of an event that is, and what was
+//! corrected by one that is: they hold the same delivery.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -16,7 +20,8 @@ use crate::{
     delivery, event,
     ingest::{self, Ingestor},
     log::{
-        AppendError, EraseError, Position, QuarantineKind, ReadError, ReadLimit, StoredQuarantined,
+        AppendError, EraseError, Position, QuarantineKind, ReadError, ReadLimit, StoredEvent,
+        StoredQuarantined,
     },
     proto::{QuarantinedDelivery, Source, Subject, VerificationEvent, verification_event::Detail},
     provider::Normalized,
@@ -33,6 +38,9 @@ const HISTORY: usize = 256;
 
 /// How many events are erased at once. The writer reads the record of each, and others wait for it.
 const PORTION: usize = 128;
+
+/// How many events about a subject are remembered, so that their corrections are found. No person has as many.
+const MAX_ORIGINALS: usize = 1 << 20;
 
 /// Whom to erase.
 #[derive(Clone, PartialEq, Eq)]
@@ -96,12 +104,16 @@ pub enum EndError {
 /// What is looked at in an event.
 #[derive(Clone, PartialEq, Message)]
 struct Told {
+    #[prost(string, tag = "1")]
+    event_id: String,
     #[prost(message, optional, tag = "2")]
     source: Option<Source>,
     #[prost(message, optional, tag = "5")]
     subject: Option<Subject>,
     #[prost(message, optional, tag = "6")]
     verification: Option<ToldVerification>,
+    #[prost(string, tag = "14")]
+    corrects_event_id: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -114,6 +126,19 @@ impl Told {
     fn verification_id(&self) -> Option<&str> {
         let verification = self.verification.as_ref()?;
         Some(&verification.verification_id)
+    }
+
+    /// The id of the event that it corrects, or its own. All corrections of an event name that one.
+    fn original(&self) -> Option<Uuid> {
+        let id = match self.is_correction() {
+            true => &self.corrects_event_id,
+            false => &self.event_id,
+        };
+        Uuid::parse_str(id).ok()
+    }
+
+    fn is_correction(&self) -> bool {
+        !self.corrects_event_id.is_empty()
     }
 
     fn names_nobody(&self) -> bool {
@@ -148,8 +173,15 @@ struct Erasure {
     position: Position,
     /// The verifications of the subject that have been seen.
     verifications: HashSet<[u8; 32]>,
+    /// The events about the subject that have been seen, by their ids, and those that were corrected by one.
+    originals: HashSet<Uuid>,
+    /// Those of them that were passed over before a correction told that they are about the subject, with its place. Their
+    /// corrections may have been passed over too.
+    passed_over: HashMap<Uuid, Position>,
     erased: Erased,
     not_encrypted: u64,
+    /// Events of which nobody can say whom they are about.
+    damaged: u64,
 }
 
 /// Erases a subject, and returns when that is durable. `draining` is cancelled when the server shuts down.
@@ -164,23 +196,31 @@ pub async fn erase(
         target,
         draining,
         verifications: HashSet::new(),
+        originals: HashSet::new(),
+        passed_over: HashMap::new(),
         erased: Erased::default(),
         not_encrypted: 0,
+        damaged: 0,
     };
     erasure.erase_events().await?;
     erasure.discard_quarantined().await?;
     // What came in meanwhile, from the quarantine too.
     erasure.erase_events().await?;
+    erasure.erase_passed_over().await?;
+    // Even if nothing was found: an earlier try may have left keys that are to be destroyed.
+    erasure.erase_portion(Vec::new()).await?;
     let Erasure {
         target,
         erased,
         not_encrypted,
+        damaged,
         ..
     } = erasure;
     info!(
         provider.name = target.provider,
         erase.events = erased.events,
         erase.not_encrypted = not_encrypted,
+        erase.damaged = damaged,
         erase.quarantined_discarded = erased.quarantined_discarded,
         erase.quarantined_unattributed = erased.quarantined_unattributed,
         "a subject was erased"
@@ -194,25 +234,7 @@ pub async fn erase(
 impl Erasure {
     /// Erases up to the end of the log, wherever that is by then.
     async fn erase_events(&mut self) -> Result<(), EndError> {
-        let log = Arc::clone(&self.ingestor.log);
-        while self.position < log.tail().end() {
-            self.check_draining()?;
-            // Others want this thread too.
-            task::yield_now().await;
-            // What is no longer retained by now is nobody's any more.
-            let after = self.position.max(log.start());
-            let events = match log.read(after, READ_LIMIT).await {
-                Err(ReadError::NotRetained) if log.start() > after => continue,
-                Err(ReadError::Damaged { position, place }) if position > after => {
-                    error!(
-                        log.position = position.0,
-                        place, "nobody can say whom a damaged event is about"
-                    );
-                    self.position = position;
-                    continue;
-                }
-                events => events?,
-            };
+        while let Some(events) = self.next_events().await? {
             let mut found = Vec::new();
             for stored in &events {
                 self.position = stored.position;
@@ -225,6 +247,60 @@ impl Erasure {
         Ok(())
     }
 
+    /// Erases what was passed over before it was known to be about the subject.
+    async fn erase_passed_over(&mut self) -> Result<(), EndError> {
+        if self.passed_over.is_empty() {
+            return Ok(());
+        }
+        self.position = Position(0);
+        while let Some(events) = self.next_events().await? {
+            let mut found = Vec::new();
+            for stored in &events {
+                self.position = stored.position;
+                let told = Told::decode(stored.event.clone()).unwrap_or_default();
+                let known = told.original().and_then(|id| self.passed_over.get(&id));
+                let is_of_source = self.told_source(&told).is_some();
+                if is_of_source && known.is_some_and(|known| stored.position < *known) {
+                    found.push(stored.position);
+                }
+            }
+            self.erase(found).await?;
+        }
+        Ok(())
+    }
+
+    /// The events behind the place of the walk. `None` at the end of the log.
+    async fn next_events(&mut self) -> Result<Option<Vec<StoredEvent>>, EndError> {
+        let log = Arc::clone(&self.ingestor.log);
+        while self.position < log.tail().end() {
+            self.check_draining()?;
+            // Others want this thread too.
+            task::yield_now().await;
+            // What is no longer retained by now is nobody's any more.
+            let after = self.position.max(log.start());
+            match log.read(after, READ_LIMIT).await {
+                Err(ReadError::NotRetained) if log.start() > after => {}
+                Err(ReadError::Damaged { position, place }) if position > after => {
+                    error!(
+                        log.position = position.0,
+                        place, "nobody can say whom a damaged event is about"
+                    );
+                    self.damaged += 1;
+                    self.position = position;
+                }
+                events => return Ok(Some(events?)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where an event comes from, if that is where the subject is known.
+    fn told_source(&self, told: &Told) -> Option<Source> {
+        let source = told.source.clone().unwrap_or_default();
+        let is_of_it = self.target.is_source(&source.provider, &source.account);
+        is_of_it.then_some(source)
+    }
+
     /// Whether an event is about the subject. Earlier ones of its verification that name nobody are added to `found`.
     async fn is_about(
         &mut self,
@@ -234,23 +310,44 @@ impl Erasure {
         let Ok(told) = Told::decode(event.clone()) else {
             return Ok(false);
         };
-        let source = told.source.clone().unwrap_or_default();
-        if !self.target.is_source(&source.provider, &source.account) {
+        let Some(source) = self.told_source(&told) else {
             return Ok(false);
-        }
+        };
+        let original = told.original();
         let verification = told
             .verification_id()
             .map(|id| event::key_of_verification(&source.provider, &source.account, id));
-        if !self.target.is_named(&told) {
-            let is_known = verification.is_some_and(|key| self.verifications.contains(&key));
-            return Ok(is_known && told.names_nobody());
+        let is_named = self.target.is_named(&told);
+        let is_known = verification.is_some_and(|key| self.verifications.contains(&key));
+        let is_correction = original.is_some_and(|id| self.originals.contains(&id));
+        if !is_named && !(is_known && told.names_nobody()) && !is_correction {
+            return Ok(false);
         }
-        if let Some(key) = verification
+        if let Some(original) = original
+            && self.remember(original)
+            && told.is_correction()
+        {
+            self.passed_over.insert(original, self.position);
+        }
+        if is_named
+            && let Some(key) = verification
             && self.verifications.insert(key)
         {
             self.find_earlier(key, found).await?;
         }
         Ok(true)
+    }
+
+    /// Remembers an event about the subject. Says whether it was not known before.
+    fn remember(&mut self, original: Uuid) -> bool {
+        if self.originals.len() >= MAX_ORIGINALS && !self.originals.contains(&original) {
+            error!(
+                erase.events = MAX_ORIGINALS,
+                "a subject has so many events that corrections of further ones may not be found"
+            );
+            return false;
+        }
+        self.originals.insert(original)
     }
 
     /// Finds the events of a verification that name nobody, up to where the walk is.
@@ -264,36 +361,48 @@ impl Erasure {
             return Ok(());
         }
         let log = Arc::clone(&self.ingestor.log);
+        let mut originals = Vec::new();
         let mut next = log.verification(key).await?.map(|state| state.last);
         while let Some(from) = next {
             self.check_draining()?;
             let history = match log.history(from, HISTORY).await {
                 // What lies before it is gone, or is passed over as the walk passes over it.
-                Err(ReadError::NotRetained | ReadError::Damaged { .. }) => return Ok(()),
+                Err(ReadError::NotRetained | ReadError::Damaged { .. }) => break,
                 history => history?,
             };
             for stored in &history.events {
-                if stored.position < self.position
-                    && Told::decode(stored.event.clone()).is_ok_and(|told| told.names_nobody())
-                {
+                let told = Told::decode(stored.event.clone()).unwrap_or_default();
+                let original = told.original();
+                let is_found = original.is_some_and(|id| self.originals.contains(&id));
+                if stored.position < self.position && told.names_nobody() && !is_found {
                     found.push(stored.position);
+                    originals.extend(original);
                 }
             }
             self.erase(std::mem::take(found)).await?;
             next = history.next;
+        }
+        for original in originals {
+            self.remember(original);
         }
         Ok(())
     }
 
     async fn erase(&mut self, found: Vec<Position>) -> Result<(), EndError> {
         for portion in found.chunks(PORTION) {
-            match self.ingestor.log.erase(portion.to_vec()).await {
-                Ok(()) => {}
-                Err(EraseError::NotEncrypted(events)) => self.not_encrypted += events,
-                Err(EraseError::Append(error)) => return Err(error.into()),
-            }
-            self.erased.events += portion.len() as u64;
+            self.erase_portion(portion.to_vec()).await?;
         }
+        Ok(())
+    }
+
+    async fn erase_portion(&mut self, portion: Vec<Position>) -> Result<(), EndError> {
+        let events = portion.len() as u64;
+        match self.ingestor.log.erase(portion).await {
+            Ok(()) => {}
+            Err(EraseError::NotEncrypted(events)) => self.not_encrypted += events,
+            Err(EraseError::Append(error)) => return Err(error.into()),
+        }
+        self.erased.events += events;
         Ok(())
     }
 
@@ -344,10 +453,10 @@ impl Erasure {
             _ => None,
         };
         let told = Told {
-            source: None,
             subject: event.subject,
             verification: verification_id
                 .map(|verification_id| ToldVerification { verification_id }),
+            ..Default::default()
         };
         let of_known = told.names_nobody()
             && told.verification_id().is_some_and(|id| {

@@ -126,8 +126,8 @@ pub fn key_of_verification(provider: &str, account: &str, verification_id: &str)
     Sha256::digest(&name.0).into()
 }
 
-/// What tells the subjects of all providers and accounts apart, for the log: the provider's id of the subject; without one our
-/// customer's; without either, the verification stands for its subject, or at last the event.
+/// What tells apart, for the log, whom the events of all providers and accounts are about: all three ids by which a subject can
+/// be known. Events that differ in one of them are erased apart. An event without any id is about nobody else's subject.
 pub fn subject_key(event: &VerificationEvent) -> [u8; 32] {
     let source = event.source.clone().unwrap_or_default();
     let subject = event.subject.clone().unwrap_or_default();
@@ -136,15 +136,16 @@ pub fn subject_key(event: &VerificationEvent) -> [u8; 32] {
         _ => "",
     };
     let ids = [
-        ("subject", subject.provider_subject_id.as_str()),
-        ("external", &subject.external_id),
-        ("verification", verification_id),
-        ("event", &event.event_id),
+        subject.provider_subject_id.as_str(),
+        &subject.external_id,
+        verification_id,
     ];
     let mut name = Name5::new(&source.provider, &source.account);
-    if let Some((kind, id)) = ids.into_iter().find(|(_, id)| !id.is_empty()) {
-        name.push(kind.as_bytes());
+    for id in ids {
         name.push(id.as_bytes());
+    }
+    if ids.iter().all(|id| id.is_empty()) {
+        name.push(event.event_id.as_bytes());
     }
     Sha256::digest(&name.0).into()
 }

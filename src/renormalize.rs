@@ -242,6 +242,11 @@ impl Renormalization {
             return Ok(None);
         };
         let known = self.as_corrected(&event).await?;
+        if known.personal_data.as_ref().is_some_and(|data| data.erased) {
+            // Its subject was erased, and must not come back with a correction.
+            self.summary.without_delivery += 1;
+            return Ok(None);
+        }
         match self.today(&known, &delivery).await {
             Today::Event(today) => self.compare(stored, event, known, *today, delivery).await,
             Today::NoEvent(why) => {

@@ -26,6 +26,7 @@ use crate::{
     cli::{Place, run, run_at, verdict},
     log::at,
     quarantine::keeping,
+    renormalize::store_misread,
     support::{
         NOW, PATIENCE, Server, connect, embedded_log, fixture_source, from_earliest, gu1_request,
         memory_log, next_event, reason, request, server_config, sign,
@@ -215,7 +216,17 @@ async fn a_subject_is_erased_and_nobody_else() {
 
 /// An event as adapters make them, with whatever ids.
 async fn append(log: &Arc<dyn EventLog>, number: u128, verification_id: &str, subject_id: &str) {
-    let event = VerificationEvent {
+    append_other(log, number, verification_id, subject_id, |_| {}).await;
+}
+
+async fn append_other(
+    log: &Arc<dyn EventLog>,
+    number: u128,
+    verification_id: &str,
+    subject_id: &str,
+    change: impl FnOnce(&mut VerificationEvent),
+) {
+    let mut event = VerificationEvent {
         event_id: Uuid::from_u128(number).to_string(),
         source: Some(Source {
             provider: "gu1".to_owned(),
@@ -236,6 +247,8 @@ async fn append(log: &Arc<dyn EventLog>, number: u128, verification_id: &str, su
         }),
         ..Default::default()
     };
+    change(&mut event);
+    let corrected = Uuid::parse_str(&event.corrects_event_id);
     let appended = log.append(NewEvent {
         event_id: Uuid::from_u128(number),
         content_sha256: [0; 32],
@@ -243,7 +256,7 @@ async fn append(log: &Arc<dyn EventLog>, number: u128, verification_id: &str, su
         subject: event::subject_key(&event),
         occurred_at: None,
         received_at: at(0),
-        origin: Origin::Received,
+        origin: corrected.map_or(Origin::Received, Origin::Correction),
         encoded: event::encode(event),
         delivery: Bytes::from_static(b"delivery"),
     });
@@ -281,6 +294,99 @@ async fn what_a_verification_said_before_its_subject_was_known_is_erased_with_it
         assert_eq!(erased_numbers(log).await, [1, 2, 4, 5, 6, 7]);
         server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn an_event_is_erased_with_what_it_corrects_and_what_corrects_it() {
+    let directory = TempDir::new().unwrap();
+    for server in servers(&directory).await {
+        let log = &server.log;
+        let correct = async |number, corrected: u128, verification_id: &str, subject_id: &str| {
+            append_other(log, number, verification_id, subject_id, |event| {
+                event.corrects_event_id = Uuid::from_u128(corrected).to_string();
+            })
+            .await;
+        };
+        // The first correction that knew whom it is about comes late.
+        append(log, 1, "", "").await;
+        append(log, 2, "", "other").await;
+        correct(3, 1, "", "").await;
+        correct(4, 1, "", "wrong").await;
+        correct(5, 1, "", "anna").await;
+        correct(6, 1, "", "").await;
+        // A correction that no longer knows whom it is about.
+        append(log, 7, "v1", "anna").await;
+        correct(8, 7, "v1", "other").await;
+        correct(9, 2, "", "other").await;
+        // Before the verification was known to be hers, and corrected.
+        append(log, 10, "v2", "").await;
+        correct(11, 10, "v2", "").await;
+        correct(12, 10, "v2", "anna").await;
+        for _ in 0..2 {
+            let answer = erase(&server, Id::ProviderSubjectId("anna".to_owned())).await;
+            assert_eq!(answer.unwrap(), erased(10, 0, 0));
+            assert_eq!(erased_numbers(log).await, [1, 3, 4, 5, 6, 7, 8, 10, 11, 12]);
+        }
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn exactly_the_events_that_name_an_id_are_erased_wherever_segments_end() {
+    let directory = TempDir::new().unwrap();
+    for server in servers(&directory).await {
+        let log = &server.log;
+        let known_to_us = |event: &mut VerificationEvent| {
+            event.subject.as_mut().unwrap().external_id = "ours".to_owned();
+        };
+        append(log, 1, "v1", "anna").await;
+        append_other(log, 2, "v2", "anna", known_to_us).await;
+        append_other(log, 3, "v3", "", known_to_us).await;
+        append(log, 4, "v2", "anna").await;
+        let answer = erase(&server, Id::VerificationId("v1".to_owned())).await;
+        assert_eq!(answer.unwrap(), erased(1, 0, 0));
+        assert_eq!(erased_numbers(log).await, [1]);
+        let answer = erase(&server, Id::ExternalId("ours".to_owned())).await;
+        assert_eq!(answer.unwrap(), erased(2, 0, 0));
+        assert_eq!(erased_numbers(log).await, [1, 2, 3]);
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn who_was_erased_does_not_come_back_with_a_correction() {
+    let directory = TempDir::new().unwrap();
+    let log = embedded_log(&directory);
+    let server = Server::start_with(server_config(), Arc::clone(&log)).await;
+    let gu1 = fixture_source("gu1");
+    let webhook = sign(&gu1, body("a", "approved", "anna"));
+    let stored = store_misread(&log, &gu1, webhook, |event| {
+        event.subject = None;
+        event.detail = None;
+    });
+    let stored = stored.await;
+    let renormalize = async || {
+        let mut admin = server.admin.clone();
+        let stream = admin.renormalize(RenormalizeRequest::default()).await;
+        let mut stream = stream.unwrap().into_inner();
+        loop {
+            if let Some(Renormalized::Summary(summary)) =
+                stream.message().await.unwrap().unwrap().message
+            {
+                return summary;
+            }
+        }
+    };
+    assert_eq!(renormalize().await.appended, 1);
+    // The original does not name her; its correction does.
+    let answer = erase(&server, subject_id("anna")).await.unwrap();
+    assert_eq!(answer, erased(2, 0, 0));
+    let original = delivery(&server, Target::EventId(stored.event_id)).await;
+    assert_eq!(reason(&original.unwrap_err()), "DELIVERY_NOT_FOUND");
+    let summary = renormalize().await;
+    assert_eq!((summary.appended, summary.without_delivery), (0, 1));
+    assert_eq!(erased_numbers(&log).await, [1, 2]);
+    server.stop().await;
 }
 
 #[tokio::test]
