@@ -1,7 +1,8 @@
 //! The file of the master keys: where it lies, who may read it, and what is done when it changes.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -42,6 +43,8 @@ enum Unusable {
     Content(#[from] MasterKeyError),
     #[error("it is larger than {MAX_BYTES} bytes")]
     Large,
+    #[error("it is no file")]
+    NoFile,
     #[error(
         "its mode is {0:o}: others may read it, or its group may write it; make it 0600, or 0440 where it is mounted for \
          a group"
@@ -140,24 +143,57 @@ impl MasterFile {
         None
     }
 
+    /// Reads the file. What it says is durable then: keys that it wraps must not outlive it.
     fn read(&self, disk: &dyn Disk) -> Result<(MasterKeys, [u8; 32]), Unusable> {
-        check_mode(&self.path)?;
-        let text = match self.generated {
+        check_type_and_mode(&self.path)?;
+        let mut text = Zeroizing::new(Vec::new());
+        match self.generated {
             true => {
                 let file = disk.open(&self.path)?;
                 let size = usize::try_from(file.size()?).map_err(io::Error::other)?;
-                let mut text = Zeroizing::new(vec![0; size.min(MAX_BYTES + 1)]);
+                text.resize(size.min(MAX_BYTES + 1), 0);
                 let read = file.read_at(&mut text, 0)?;
                 text.truncate(read);
-                text
             }
             // It may lie where nobody can write.
-            false => Zeroizing::new(fs::read(&self.path)?),
-        };
+            false => {
+                let file = File::open(&self.path)?;
+                let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+                // At once: what grows leaves keys behind in memory.
+                text.reserve_exact(size.min(MAX_BYTES) + 1);
+                file.take(MAX_BYTES as u64 + 1).read_to_end(&mut text)?;
+            }
+        }
         if text.len() > MAX_BYTES {
             return Err(Unusable::Large);
         }
-        Ok((MasterKeys::parse(&text)?, Sha256::digest(&text[..]).into()))
+        let (keys, digest) = (MasterKeys::parse(&text)?, Sha256::digest(&text[..]).into());
+        if digest != self.digest {
+            self.sync(disk)?;
+        }
+        Ok((keys, digest))
+    }
+
+    /// Makes the file and its name durable.
+    fn sync(&self, disk: &dyn Disk) -> io::Result<()> {
+        let Some(directory) = self.path.parent() else {
+            return Ok(());
+        };
+        if self.generated {
+            disk.open(&self.path)?.sync()?;
+            return disk.sync_directory(directory);
+        }
+        // The name may be a link into another directory.
+        let target = fs::canonicalize(&self.path)?;
+        let directories = [Some(directory), target.parent()].into_iter().flatten();
+        let directories = directories.filter(|path| !path.as_os_str().is_empty());
+        for path in [&*target].into_iter().chain(directories) {
+            match File::open(path).and_then(|file| file.sync_all()) {
+                Err(error) if is_nothing_to_sync(&error) => {}
+                synced => synced?,
+            }
+        }
+        Ok(())
     }
 
     fn generate(&self, disk: &dyn Disk, keys_path: &Path) -> Result<(), OpenError> {
@@ -181,11 +217,22 @@ impl MasterFile {
     }
 }
 
-/// Refuses a file that others may read. A group may where it must: Kubernetes mounts secrets for one.
-fn check_mode(path: &Path) -> Result<(), Unusable> {
+/// Whether that is the answer of a file system that cannot be written, of one that keeps nothing, or of a directory that is not
+/// ours to open: whoever put the file there has made it durable, or nobody can.
+fn is_nothing_to_sync(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(
+        error.kind(),
+        ReadOnlyFilesystem | InvalidInput | Unsupported | PermissionDenied
+    )
+}
+
+/// Refuses what is no file, and a file that others may read. A group may where it must: Kubernetes mounts secrets for one.
+fn check_type_and_mode(path: &Path) -> Result<(), Unusable> {
     const OTHERS: u32 = 0o007;
     const GROUP_WRITES: u32 = 0o020;
     match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(Unusable::NoFile),
         Ok(metadata) => {
             let mode = metadata.permissions().mode() & 0o777;
             match mode & (OTHERS | GROUP_WRITES) {
