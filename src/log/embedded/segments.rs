@@ -177,8 +177,12 @@ impl Segments {
 
     /// What a record that is written now says of how many slots there are.
     pub(super) fn slot_count(&self) -> u32 {
-        let counted = self.slots.as_ref().map_or(0, Slots::count);
-        counted.max(self.view.active().slots)
+        let active = self.view.active();
+        let counted = self
+            .slots
+            .as_ref()
+            .map_or(0, |slots| slots.count(active.base));
+        counted.max(active.slots)
     }
 
     /// Writes records behind the last one, and shows them to readers. If their durability is promised, they are durable
@@ -290,17 +294,22 @@ impl Segments {
         }
     }
 
-    /// Destroys the keys that are to be, durably.
+    /// Destroys the keys that are to be, durably. Goes on behind a segment where that fails.
     pub(super) fn destroy_condemned(&mut self) -> Result<(), WriteError> {
-        while let Some(segment) = self.to_destroy.first_entry() {
-            let (base, slots) = (*segment.key(), segment.get());
+        let mut result = Ok(());
+        for (base, slots) in std::mem::take(&mut self.to_destroy) {
             if let Some(known) = &mut self.slots {
-                known.forget(base, slots);
+                known.forget(base, &slots);
             }
-            self.view.keys.destroy(base, slots)?;
-            segment.remove();
+            if let Err(error) = self.view.keys.destroy(base, &slots) {
+                self.to_destroy.insert(base, slots);
+                // A sync that failed matters more than a write that did.
+                if !matches!(result, Err(WriteError::Sync(_))) {
+                    result = Err(error);
+                }
+            }
         }
-        Ok(())
+        result
     }
 
     /// Makes sure that the active segment is not the one that begins with this number, because its key file is to be

@@ -17,6 +17,7 @@ use super::{
     seal::{DataKey, Purpose, RecordPlace},
     segments::{Promise, WriteError},
 };
+
 /// Seals something of a record with a key.
 pub(super) fn seal(
     slot: &Slot,
@@ -96,9 +97,10 @@ impl Slots {
         Ok(slot)
     }
 
-    /// How many slots the file of the segment has, as far as anything was written with one of them.
-    pub(super) fn count(&self) -> u32 {
-        self.file.as_ref().map_or(0, |file| file.slots)
+    /// How many slots the file of the segment that begins with this number has, as far as it was asked for one of them.
+    pub(super) fn count(&self, base: u64) -> u32 {
+        let file = self.file.as_ref().filter(|_| self.base == base);
+        file.map_or(0, |file| file.slots)
     }
 
     /// Forgets slots that were destroyed: their subjects get others.
