@@ -139,6 +139,7 @@ pub struct EncryptionConfig {
     pub enabled: bool,
     pub keys_path: PathBuf,
     pub master_key_file: PathBuf,
+    pub without_keys: bool,
 }
 
 /// What is kept how long. 0 means for ever, or without a limit.

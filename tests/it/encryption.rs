@@ -19,8 +19,9 @@ use verdict::{
     config::{EncryptionConfig, LogConfig, Retention},
     event,
     log::{
-        Appended, EncryptionStats, EraseError, EventLog, NewEvent, NewQuarantined, Position,
-        QuarantineKind, StoredEvent,
+        AppendError, Appended, EncryptionStats, EraseError, EventLog, NewEvent, NewQuarantined,
+        Position, QuarantineKind, StoredEvent,
+        disk::Disk,
         embedded::{EmbeddedLog, OpenError, new_master_key},
     },
 };
@@ -28,7 +29,7 @@ use verdict::{
 use crate::{
     backup::{copy, copy_log},
     log::{ALL, at, new_event, whole},
-    simulated_disk::SimulatedDisk,
+    simulated_disk::{EIO, Fault, SimulatedDisk},
     support::{PATIENCE, log_config},
 };
 
@@ -56,6 +57,17 @@ fn unencrypted(directory: &Path) -> LogConfig {
     LogConfig {
         encryption: EncryptionConfig {
             enabled: false,
+            ..config.encryption
+        },
+        ..config
+    }
+}
+
+fn without_keys(directory: &Path) -> LogConfig {
+    let config = config(directory);
+    LogConfig {
+        encryption: EncryptionConfig {
+            without_keys: true,
             ..config.encryption
         },
         ..config
@@ -573,8 +585,16 @@ async fn a_backup_without_its_keys_reads_nobody_and_can_be_used() {
     log.quarantine(quarantined(1)).await.unwrap();
     drop(log);
     fs::remove_dir_all(directory.path().join("keys")).unwrap();
+    // The volume may not be mounted.
+    for _ in 0..2 {
+        let what = refused(&config(directory.path()));
+        assert!(
+            what.contains("no key file") && what.contains("log.encryption.without_keys = true"),
+            "{what}"
+        );
+    }
     for round in 0..2 {
-        let log = open(&config(directory.path()));
+        let log = open(&without_keys(directory.path()));
         let all = read_all(&log).await;
         assert_eq!(all[..30], [Read::Nothing; 30]);
         assert_eq!(all[30..], vec![Read::Everything; all.len() - 30]);
@@ -592,6 +612,129 @@ async fn a_backup_without_its_keys_reads_nobody_and_can_be_used() {
         let appended = log.append(event(3)).await.unwrap();
         assert_eq!(appended, Appended::Duplicate(Position(3)));
     }
+}
+
+#[tokio::test]
+async fn nobody_is_called_erased_whose_key_file_is_only_missing() {
+    let directory = TempDir::new().unwrap();
+    let log = open(&config(directory.path()));
+    append(&log, 1..=30).await;
+    drop(log);
+    let first = directory
+        .path()
+        .join("keys/events/00000000000000000001.keys");
+    let elsewhere = directory.path().join("elsewhere");
+    fs::rename(&first, &elsewhere).unwrap();
+    let log = open(&config(directory.path()));
+    assert_eq!(encryption(&log).segments_without_keys, 1);
+    assert_eq!(read_all(&log).await[0], Read::Nothing);
+    let erased = log.erase(vec![Position(1), Position(30)]).await;
+    let Err(EraseError::Append(AppendError::Unavailable(why))) = erased else {
+        panic!("{erased:?}");
+    };
+    assert!(why.contains("key files of 1 of the events"), "{why}");
+    assert_eq!(read_all(&log).await[29], Read::Nothing);
+    drop(log);
+    let log = open(&without_keys(directory.path()));
+    log.erase(vec![Position(1)]).await.unwrap();
+    drop(log);
+    fs::rename(&elsewhere, &first).unwrap();
+    let log = open(&config(directory.path()));
+    assert_eq!(read_all(&log).await[0], Read::Everything);
+    log.erase(vec![Position(1)]).await.unwrap();
+    assert_eq!(read_all(&log).await[0], Read::Nothing);
+}
+
+#[tokio::test]
+async fn a_key_that_could_not_be_destroyed_is_destroyed_by_the_next_erasure() {
+    let directory = TempDir::new().unwrap();
+    let config = config(directory.path());
+    let disk = SimulatedDisk::new(1);
+    let log = EmbeddedLog::open_on(Arc::new(disk.clone()), &config, Uuid::from_u128(7)).unwrap();
+    log.quarantine(quarantined(1)).await.unwrap();
+    // The release is written, the slot is not overwritten.
+    disk.fail_writes(Some(Fault::always(EIO).after(1)));
+    let _ = log.release(Uuid::from_u128(1)).await.unwrap_err();
+    let _ = log.erase(Vec::new()).await.unwrap_err();
+    let slot = || {
+        let path = config
+            .keys_path()
+            .join("quarantine/00000000000000000001.keys");
+        disk.contents(path)[512..576].to_vec()
+    };
+    assert_ne!(slot(), [0; 64]);
+    disk.fail_writes(None);
+    log.erase(Vec::new()).await.unwrap();
+    assert_eq!(slot(), [0; 64]);
+}
+
+#[tokio::test]
+async fn a_master_key_that_was_added_and_never_synced_outlives_the_power_before_it_is_used() {
+    for seed in 0..12 {
+        let mut rng = Rng::with_seed(seed);
+        let directory = TempDir::new().unwrap();
+        let config = config(directory.path());
+        let path = config.keys_path().join("master.key");
+        let mut disk = SimulatedDisk::new(seed);
+        let open = |disk: &SimulatedDisk| {
+            let disk = Arc::new(disk.clone());
+            EmbeddedLog::open_on(disk, &config, Uuid::from_u128(7)).unwrap()
+        };
+        drop(open(&disk));
+        let known = String::from_utf8(disk.contents(&path)).unwrap();
+        let lines = format!("{}\n{known}", *new_master_key().unwrap());
+        let file = disk.create(&path).unwrap();
+        file.write_at(lines.as_bytes(), 0).unwrap();
+        let log = open(&disk);
+        append(&log, 1..=3).await;
+        disk = disk.cut(&mut rng);
+        drop(log);
+        assert_eq!(read_all(&open(&disk)).await, [Read::Everything; 3]);
+    }
+}
+
+#[tokio::test]
+async fn a_key_file_that_cannot_be_copied_does_not_stop_the_others() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("keys.txt");
+    let (old, new) = (new_master_key().unwrap(), new_master_key().unwrap());
+    write_master_keys(&file, &[&old]);
+    let config = with_master_key(&directory.path().join("log"), &file);
+    let log = open(&config);
+    append(&log, 1..=100).await;
+    drop(log);
+    // Its copy cannot be made where a directory is.
+    let blocked = config.keys_path().join("events/00000000000000000001.tmp");
+    fs::create_dir(&blocked).unwrap();
+    write_master_keys(&file, &[&new, &old]);
+    let log = open(&config);
+    eventually(|| encryption(&log).to_rewrap == 1).await;
+    append(&log, 101..=110).await;
+    time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(encryption(&log).to_rewrap, 1);
+    drop(log);
+    fs::remove_dir(&blocked).unwrap();
+    let log = open(&config);
+    eventually(|| encryption(&log).to_rewrap == 0).await;
+    assert_eq!(read_all(&log).await, [Read::Everything; 110]);
+}
+
+#[tokio::test]
+async fn a_segment_in_which_nothing_was_sealed_lacks_no_keys() {
+    let directory = TempDir::new().unwrap();
+    let log = open(&config(directory.path()));
+    // Larger than a segment of the quarantine.
+    for number in 1..=2 {
+        let large = NewQuarantined {
+            delivery: Bytes::from(vec![b'x'; 5 << 20]),
+            ..quarantined(number)
+        };
+        log.quarantine(large).await.unwrap();
+    }
+    assert!(log.release(Uuid::from_u128(2)).await.unwrap());
+    drop(log);
+    let log = open(&config(directory.path()));
+    assert_eq!(encryption(&log).segments_without_keys, 0);
 }
 
 #[tokio::test]

@@ -83,13 +83,25 @@ impl Files {
                 meta.start
             )));
         }
+        let genuine = quarantine(
+            QuarantineKind::Genuine,
+            retention::genuine_limits(config),
+            Promise::Durable(closed.genuine),
+        )?;
+        let (files, missing) = [&events.view.keys, genuine.view.keys()]
+            .map(|keys| keys.counts())
+            .into_iter()
+            .fold((0, 0), |all, of_one| (all.0 + of_one.0, all.1 + of_one.1));
+        if files == 0 && missing > 0 && !config.encryption.without_keys {
+            return Err(OpenError::Keys(format!(
+                "{}: there is no key file, and {missing} segments of the log were written with some; mount or restore the \
+                 keys, or set log.encryption.without_keys = true to open the log without what they encrypt",
+                config.keys_path().display()
+            )));
+        }
         Ok(Self {
             events,
-            genuine: quarantine(
-                QuarantineKind::Genuine,
-                retention::genuine_limits(config),
-                Promise::Durable(closed.genuine),
-            )?,
+            genuine,
             unverified: quarantine(
                 QuarantineKind::Unverified,
                 retention::unverified_limits(config),

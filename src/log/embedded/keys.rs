@@ -475,6 +475,11 @@ impl Keys {
 
 /// What operators are told.
 impl Keys {
+    /// Whether there is no key file for the segment that begins with this number.
+    pub(super) fn has_none_for(&self, base: u64) -> bool {
+        !self.state().files.contains_key(&base)
+    }
+
     /// How many key files there are, and how many segments lack theirs.
     pub(super) fn counts(&self) -> (u64, u64) {
         let state = self.state();

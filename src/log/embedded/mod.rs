@@ -200,6 +200,7 @@ impl EmbeddedLog {
             disk,
             directory: directory.clone(),
             encrypts: config.encryption.enabled,
+            without_keys: config.encryption.without_keys,
         });
         let writer = Writer {
             latest_received_at: shared.latest_received_at(end)?,

@@ -42,6 +42,8 @@ pub(super) struct Shared {
     pub(super) consumers: Mutex<Consumers>,
     /// Whether what is written now is encrypted.
     pub(super) encrypts: bool,
+    /// Whether key files that are missing are gone on purpose.
+    pub(super) without_keys: bool,
 }
 
 impl Shared {

@@ -1,8 +1,10 @@
 //! The cryptography of the log: AES-256-GCM, of aws-lc-rs. The only file that sees a key.
 //!
 //! A *data key* seals personal data and raw deliveries. It lies in a slot of a key file, wrapped by a *master key*, which
-//! lies in a file of its own. Every nonce is random. A data key seals what one subject has in one segment, a master key
-//! wraps a slot for each of those: both stay far below the 2³² messages that random nonces of 96 bits are good for.
+//! lies in a file of its own. Every nonce is random, and random nonces of 96 bits are good for 2³² messages under one key. A
+//! data key seals what one subject has in one segment, which is far below that. A master key wraps all data keys that are made
+//! while it is the current one, used or not, and all there are when it becomes the current one; nothing counts them. At a
+//! thousand a second that is 2³² in 49 days, at ten a second in 13 years: whoever has so many rotates it before.
 //!
 //! What is sealed is bound to its place, so that nobody can give it another one: a slot to its log, file and number, personal
 //! data and deliveries to the log and the number of their record.

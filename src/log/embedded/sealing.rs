@@ -39,31 +39,58 @@ impl Writer {
     /// Destroys the keys that could not be destroyed before.
     pub(super) fn destroy_again(&mut self) {
         if self.shared.health.has_not_failed().is_ok()
-            && let Err(error) = self.events.destroy_condemned()
+            && let Err(error) = self.destroy_condemned()
         {
             self.trouble(error);
         }
     }
 
-    /// Destroys the keys that these events name.
+    /// Destroys the keys that are to be, those of deliveries that were taken out of the quarantine too.
+    fn destroy_condemned(&mut self) -> Result<(), WriteError> {
+        let of_events = self.events.destroy_condemned();
+        self.genuine.segments.destroy_condemned().and(of_events)
+    }
+
+    /// Destroys the keys that these events name, and those that could not be destroyed before.
     pub(super) fn erase(&mut self, positions: &[Position]) -> Result<(), EraseError> {
         self.shared.health.has_not_failed()?;
-        let mut not_encrypted = 0;
+        let (mut not_encrypted, mut without_keys) = (0, 0);
         // Behind the end there is nothing to erase.
         for position in positions.iter().filter(|position| **position <= self.end) {
             match self.shared.event(*position) {
-                Ok(record) if record.slot > 0 => self.events.condemn(position.0, record.slot),
-                Ok(_) => not_encrypted += 1,
+                Ok(record) if record.slot > 0 => {
+                    self.events.condemn(position.0, record.slot);
+                    without_keys += u64::from(self.lacks_keys(*position));
+                }
+                Ok(record) => {
+                    let holds_something = !record.personal_data.is_empty()
+                        || !matches!(self.shared.delivery(*position), Ok(None));
+                    not_encrypted += u64::from(holds_something);
+                }
                 // Its key went with it.
                 Err(ReadError::NotRetained) => {}
                 Err(error) => return Err(AppendError::Unavailable(error.to_string()).into()),
             }
         }
-        let destroyed = self.events.destroy_condemned();
+        let destroyed = self.destroy_condemned();
         destroyed.map_err(|error| self.trouble(error))?;
+        if without_keys > 0 && !self.shared.without_keys {
+            let why = format!(
+                "the key files of {without_keys} of the events are missing, and nobody can say that they are gone; restore \
+                 them, or set log.encryption.without_keys = true if they are"
+            );
+            return Err(AppendError::Unavailable(why).into());
+        }
         match not_encrypted {
             0 => Ok(()),
             events => Err(EraseError::NotEncrypted(events)),
         }
+    }
+
+    /// Whether the key file of the segment that holds an event is missing.
+    fn lacks_keys(&self, position: Position) -> bool {
+        let view = &self.events.view;
+        let base = view.base_of(position.0);
+        base.is_some_and(|base| view.keys.has_none_for(base))
     }
 }
