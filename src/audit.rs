@@ -52,7 +52,8 @@ pub struct Record {
     /// The reason, where it is an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How many calls of unknown callers were not recorded before this one, because there were too many.
+    /// How many refused calls of this caller, or of all unknown callers, were not recorded before this one, because there
+    /// were too many.
     #[serde(skip_serializing_if = "is_zero")]
     pub omitted: u64,
 }

@@ -1,6 +1,9 @@
 //! `verdict.v1.AdminService`.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
@@ -10,7 +13,7 @@ use tonic::{Code as GrpcCode, Request, Response, Status};
 use super::{
     Shared,
     admission::Permit,
-    auditing::Auditable,
+    auditing::{self, Auditable},
     grpc::{account_or_default, caller, parse_id},
     quarantine::not_found,
     status, subscribe,
@@ -160,19 +163,25 @@ impl AdminService for Admin {
         let shared = &self.0;
         let caller = caller(&request)?;
         let permit = request.extensions().get::<Permit>().cloned();
+        let entry = auditing::goes_on(&request);
         let target = erasure_target(request.into_inner())?;
         if !caller.may(Scope::Admin, &target.provider, &target.account) {
             return Err(status::scope_missing(Scope::Admin));
         }
+        let only = shared.erasing.begin(&target)?;
         let erasure = erase::erase(
             Arc::clone(&shared.ingestor),
             target,
             shared.draining.clone(),
         );
-        // A caller that goes away does not stop it.
+        // A caller that goes away does not stop it, and how it ends is recorded all the same.
         let erasure = shared.ingests.spawn(async move {
-            let _permit = permit;
-            erasure.await
+            let _held = (permit, only);
+            let erased = erasure.await.map_err(Status::from);
+            if let Some(entry) = entry {
+                entry.ended(erased.as_ref().err()).await?;
+            }
+            erased
         });
         let erased = erasure.await.map_err(|_| {
             let message = "the subject could not be erased; try again";
@@ -233,6 +242,38 @@ impl AdminService for Admin {
         Ok(Response::new(GetDeliveryResponse {
             delivery: Some(delivery),
         }))
+    }
+}
+
+/// Who is being erased: each subject once at a time, because erasing reads the whole log.
+#[derive(Clone, Default)]
+pub(super) struct Erasing(Arc<Mutex<Vec<Target>>>);
+
+/// Someone who is being erased.
+struct Erasure {
+    target: Target,
+    among: Erasing,
+}
+
+impl Erasing {
+    fn begin(&self, target: &Target) -> Result<Erasure, Status> {
+        let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if targets.contains(target) {
+            let message = "this subject is being erased already; ask again when that has ended";
+            return Err(status::error(Code::Overloaded, message));
+        }
+        targets.push(target.clone());
+        Ok(Erasure {
+            target: target.clone(),
+            among: self.clone(),
+        })
+    }
+}
+
+impl Drop for Erasure {
+    fn drop(&mut self) {
+        let mut targets = self.among.0.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.retain(|target| *target != self.target);
     }
 }
 

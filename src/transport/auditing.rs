@@ -1,88 +1,112 @@
 //! What is recorded in the audit log: every call of an rpc of operators, refused ones too, and every call that asks for
 //! personal data. One that may change something is recorded before it begins, too.
 //!
-//! What cannot be recorded is not done, and not answered.
+//! What cannot be recorded is not done, and not answered. How a call has ended is recorded whether or not anybody waits for
+//! its answer. Of calls that are refused, only so many are recorded of each caller; the others are counted.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
 };
 
 use http::{Request, Response};
 use prost_types::method_options::IdempotencyLevel;
-use sha2::{Digest, Sha256};
-use tokio::time::Instant;
-use tonic::{Code as GrpcCode, Status, body::Body, codec::Streaming};
+use tokio::{runtime::Handle, time::Instant};
+use tokio_util::task::TaskTracker;
+use tonic::{Code as GrpcCode, Status, body::Body};
 use tonic_types::StatusExt;
 
-use super::{authorization::peer, grpc::account_or_default, now, status};
+pub(super) use super::about::Auditable;
+use super::{authorization::peer, now, status};
 use crate::{
     allowance::Allowance,
-    audit::{About, Audit, Record, RecordedCredential},
-    caller::{Credential, Identity},
+    audit::{About, Audit, Record, RecordedCredential, Unwritable},
+    caller::{Callers, Credential, Identity},
     error::Code,
-    proto::{
-        CommitCursorRequest, DESCRIPTORS, DeleteConsumerRequest, DiscardQuarantinedRequest,
-        EraseSubjectRequest, GetDeliveryRequest, GetEventRequest, GetStatusRequest,
-        GetVerificationRequest, IngestRequest, ListEventsRequest, ListQuarantinedRequest,
-        ListSourcesRequest, QuarantineFilter, RedriveRequest, RenormalizeRequest, Scope,
-        SubscribeRequest, discard_quarantined_request, erase_subject_request::Subject,
-        get_delivery_request, redrive_request,
-    },
+    proto::{DESCRIPTORS, Scope},
 };
 
-/// How many calls of unknown callers are recorded at once, and how many more with each second: whoever can connect must
-/// not fill the disk.
-const UNKNOWN_AT_ONCE: u32 = 100;
-const UNKNOWN_PER_SECOND: u32 = 1;
+/// How many refused calls of one caller, and of all unknown callers together, are recorded at once, and how many more with
+/// each second: whoever may do nothing must not fill the disk.
+const REFUSED_AT_ONCE: u32 = 100;
+const REFUSED_PER_SECOND: u32 = 1;
 
 /// Records calls.
 pub(super) struct Auditor {
     audit: Option<Audit>,
     calls: AtomicU64,
-    unknown: Allowance,
+    refusals: HashMap<String, Refusals>,
+    /// Those of callers who have no name.
+    nameless: Refusals,
+    /// The records that are being written: who began one may go away.
+    writing: TaskTracker,
+}
+
+/// The refused calls of a caller.
+struct Refusals {
+    recorded: Allowance,
+    /// How many were not recorded since the last record.
     omitted: AtomicU64,
 }
 
-/// A call that may have to be recorded.
-pub(super) struct Audited<'a> {
-    auditor: &'a Auditor,
+impl Refusals {
+    fn new() -> Self {
+        Self {
+            recorded: Allowance::new(REFUSED_AT_ONCE, REFUSED_PER_SECOND),
+            omitted: AtomicU64::new(0),
+        }
+    }
+}
+
+/// A call that may have to be recorded. Its handler finds it in the extensions of the request.
+///
+/// When it is dropped, and with it all that deals with the call, and nobody has said how the call has ended, then it was
+/// given up.
+pub(super) struct Entry {
+    auditor: Arc<Auditor>,
     record: Record,
-    about: Told,
+    about: Mutex<About>,
     /// Whether it is recorded whatever it is about.
     always: bool,
     /// Whether it may change something that operators decide on.
     changes: bool,
-    is_known: bool,
+    /// Whether it is recorded that it begins.
+    begun: AtomicBool,
+    /// Whether it goes on when nobody waits for its answer.
+    goes_on: AtomicBool,
+    /// Whether it is recorded how it has ended, or need not be.
+    ended: AtomicBool,
 }
 
-/// What a handler has told of its call; it finds this in the extensions of the request.
-#[derive(Clone, Default)]
-struct Told(Arc<Mutex<About>>);
-
 impl Auditor {
-    pub(super) fn new(audit: Option<Audit>) -> Self {
+    pub(super) fn new(audit: Option<Audit>, callers: &Callers, writing: TaskTracker) -> Self {
+        let names = callers.names();
         Self {
             audit,
             calls: AtomicU64::new(0),
-            unknown: Allowance::new(UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND),
-            omitted: AtomicU64::new(0),
+            refusals: names
+                .map(|name| (name.to_owned(), Refusals::new()))
+                .collect(),
+            nameless: Refusals::new(),
+            writing,
         }
     }
 
     /// A call of this caller, `None` when nobody knows who that is, of an rpc with this scope.
     pub(super) fn begin(
-        &self,
+        self: &Arc<Self>,
         request: &mut Request<Body>,
         identity: Option<&Identity>,
         scope: Option<Scope>,
-    ) -> Audited<'_> {
-        let about = Told::default();
-        request.extensions_mut().insert(about.clone());
+    ) -> Arc<Entry> {
         let path = request.uri().path();
         let always = scope == Some(Scope::Admin);
         let caller = identity.and_then(|known| known.caller.name());
-        Audited {
+        let entry = Arc::new(Entry {
             record: Record {
                 call: self.calls.fetch_add(1, Ordering::Relaxed) + 1,
                 rpc: path.trim_start_matches('/').to_owned(),
@@ -91,63 +115,122 @@ impl Auditor {
                 peer: peer(request).map(|address| address.to_string()),
                 ..Record::default()
             },
+            about: Mutex::default(),
             changes: always && may_change(path),
-            is_known: identity.is_some(),
-            auditor: self,
-            about,
+            auditor: Arc::clone(self),
             always,
-        }
+            begun: AtomicBool::new(false),
+            goes_on: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        });
+        request.extensions_mut().insert(Arc::clone(&entry));
+        entry
+    }
+
+    fn refusals(&self, caller: Option<&String>) -> &Refusals {
+        let named = caller.and_then(|caller| self.refusals.get(caller));
+        named.unwrap_or(&self.nameless)
+    }
+
+    /// Writes a record, also when who waits for that goes away.
+    async fn write(&self, record: Record, durable: bool) -> Result<(), Unwritable> {
+        let Some(audit) = self.audit.clone() else {
+            return Ok(());
+        };
+        let writing = self
+            .writing
+            .spawn(async move { audit.write(&record, durable).await });
+        writing.await.unwrap_or(Err(Unwritable))
     }
 }
 
-impl Audited<'_> {
+impl Entry {
     /// Before a permitted call begins.
     pub(super) async fn before(&self) -> Result<(), Status> {
-        match &self.auditor.audit {
-            Some(audit) if self.changes => {
-                let record = Record {
-                    at: now().to_string(),
-                    begins: true,
-                    ..self.record.clone()
-                };
-                audit.write(&record, true).await.map_err(|_| unwritable())
-            }
+        if self.auditor.audit.is_none() || !self.changes {
+            return Ok(());
+        }
+        self.begun.store(true, Ordering::Relaxed);
+        let record = Record {
+            at: now().to_string(),
+            begins: true,
+            ..self.record.clone()
+        };
+        let written = self.auditor.write(record, true).await;
+        written.map_err(|Unwritable| unwritable())
+    }
+
+    /// Whether the call goes on when nobody waits for its answer.
+    pub(super) fn goes_on(&self) -> bool {
+        self.goes_on.load(Ordering::Relaxed)
+    }
+
+    /// When a call has its answer, which is passed on if what must be recorded of it is.
+    pub(super) async fn answered(&self, response: Response<Body>) -> Response<Body> {
+        let failed = Status::from_header_map(response.headers());
+        let failed = failed.filter(|status| status.code() != GrpcCode::Ok);
+        match self.ended(failed.as_ref()).await {
+            Ok(()) => response,
+            Err(unwritable) => unwritable.into_http(),
+        }
+    }
+
+    /// Records how the call has ended: well, or failed. Fails if it has ended well and that cannot be recorded; what was
+    /// refused reveals nothing.
+    pub(super) async fn ended(&self, failed: Option<&Status>) -> Result<(), Status> {
+        let code = failed.map_or(GrpcCode::Ok, Status::code);
+        let info = failed.and_then(StatusExt::get_details_error_info);
+        let Some((record, durable)) = self.end(code, info.map(|info| info.reason)) else {
+            return Ok(());
+        };
+        match self.auditor.write(record, durable).await {
+            Err(Unwritable) if failed.is_none() => Err(unwritable()),
             _ => Ok(()),
         }
     }
 
-    /// When a call has its answer, which is passed on if what must be recorded of it is.
-    pub(super) async fn answered(self, response: Response<Body>) -> Response<Body> {
-        let Some(audit) = &self.auditor.audit else {
-            return response;
-        };
-        let about = self.about.0.lock();
+    /// What is to be recorded of how the call has ended, and whether it must survive a power cut. `None` when nothing is.
+    fn end(&self, code: GrpcCode, reason: Option<String>) -> Option<(Record, bool)> {
+        if self.ended.swap(true, Ordering::Relaxed) || self.auditor.audit.is_none() {
+            return None;
+        }
+        let about = self.about.lock();
         let about = about.unwrap_or_else(PoisonError::into_inner).clone();
         if !self.always && !about.personal_data {
-            return response;
+            return None;
         }
-        if !self.is_known && !self.auditor.unknown.take(Instant::now()) {
-            self.auditor.omitted.fetch_add(1, Ordering::Relaxed);
-            return response;
+        let refusals = self.auditor.refusals(self.record.caller.as_ref());
+        let must = code == GrpcCode::Ok || self.begun.load(Ordering::Relaxed);
+        if !must && !refusals.recorded.take(Instant::now()) {
+            refusals.omitted.fetch_add(1, Ordering::Relaxed);
+            return None;
         }
-        let failed = Status::from_header_map(response.headers());
-        let failed = failed.filter(|status| status.code() != GrpcCode::Ok);
-        let info = failed.as_ref().and_then(StatusExt::get_details_error_info);
+        let durable = self.changes || about.personal_data;
         let record = Record {
             at: now().to_string(),
             about,
-            code: Some(name(failed.as_ref().map_or(GrpcCode::Ok, Status::code))),
-            reason: info.map(|info| info.reason),
-            omitted: match self.is_known {
-                true => 0,
-                false => self.auditor.omitted.swap(0, Ordering::Relaxed),
-            },
-            ..self.record
+            code: Some(name(code)),
+            reason,
+            omitted: refusals.omitted.swap(0, Ordering::Relaxed),
+            ..self.record.clone()
         };
-        match audit.write(&record, self.changes).await {
-            // What was refused reveals nothing.
-            Err(_) if failed.is_none() => unwritable().into_http(),
-            _ => response,
+        Some((record, durable))
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let code = match thread::panicking() {
+            true => GrpcCode::Internal,
+            false => GrpcCode::Cancelled,
+        };
+        // Without a runtime the server is gone, and all its calls with it.
+        if let Some((record, durable)) = self.end(code, None)
+            && Handle::try_current().is_ok()
+        {
+            let auditor = Arc::clone(&self.auditor);
+            let write = async move { auditor.write(record, durable).await };
+            self.auditor.writing.spawn(write);
         }
     }
 }
@@ -215,203 +298,15 @@ fn name(code: GrpcCode) -> &'static str {
 
 /// Tells the auditor what a call is about.
 pub(super) fn tell<T: Auditable>(request: &tonic::Request<T>) {
-    if let Some(Told(about)) = request.extensions().get() {
-        *about.lock().unwrap_or_else(PoisonError::into_inner) = request.get_ref().about();
+    if let Some(entry) = request.extensions().get::<Arc<Entry>>() {
+        let about = request.get_ref().about();
+        *entry.about.lock().unwrap_or_else(PoisonError::into_inner) = about;
     }
 }
 
-/// Requests, as the audit log tells of them.
-pub(super) trait Auditable {
-    /// What is told.
-    fn about(&self) -> About;
-}
-
-impl Auditable for IngestRequest {
-    fn about(&self) -> About {
-        About::default()
-    }
-}
-
-impl<T> Auditable for Streaming<T> {
-    fn about(&self) -> About {
-        About::default()
-    }
-}
-
-impl Auditable for SubscribeRequest {
-    fn about(&self) -> About {
-        About {
-            personal_data: self.include_personal_data,
-            consumer: self.consumer.clone(),
-            ..About::default()
-        }
-    }
-}
-
-impl Auditable for GetEventRequest {
-    fn about(&self) -> About {
-        About {
-            personal_data: self.include_personal_data,
-            event_id: id(&self.event_id),
-            ..About::default()
-        }
-    }
-}
-
-impl Auditable for ListEventsRequest {
-    fn about(&self) -> About {
-        About {
-            personal_data: self.include_personal_data,
-            ..About::default()
-        }
-    }
-}
-
-impl Auditable for GetVerificationRequest {
-    // The id of a verification may be that of a subject, so it is not told.
-    fn about(&self) -> About {
-        About {
-            personal_data: self.include_personal_data,
-            provider: self.provider.clone(),
-            account: account_or_default(&self.account).to_owned(),
-            ..About::default()
-        }
-    }
-}
-
-impl Auditable for CommitCursorRequest {
-    fn about(&self) -> About {
-        About {
-            consumer: self.consumer.clone(),
-            ..About::default()
-        }
-    }
-}
-
-impl Auditable for ListSourcesRequest {
-    fn about(&self) -> About {
-        About::default()
-    }
-}
-
-impl Auditable for GetStatusRequest {
-    fn about(&self) -> About {
-        About::default()
-    }
-}
-
-impl Auditable for ListQuarantinedRequest {
-    fn about(&self) -> About {
-        About {
-            personal_data: self.include_deliveries,
-            provider: self.provider.clone(),
-            account: self.account.clone(),
-            ..About::default()
-        }
-    }
-}
-
-impl Auditable for GetDeliveryRequest {
-    fn about(&self) -> About {
-        use get_delivery_request::Target;
-        let about = About {
-            personal_data: true,
-            ..About::default()
-        };
-        match &self.target {
-            Some(Target::EventId(event)) => About {
-                event_id: id(event),
-                ..about
-            },
-            Some(Target::QuarantineId(delivery)) => About {
-                quarantine_id: id(delivery),
-                ..about
-            },
-            None => about,
-        }
-    }
-}
-
-impl Auditable for RedriveRequest {
-    fn about(&self) -> About {
-        use redrive_request::Target;
-        match &self.target {
-            Some(Target::QuarantineId(delivery)) => delivery_with(delivery),
-            Some(Target::Filter(filter)) => deliveries_of(filter),
-            None => About::default(),
-        }
-    }
-}
-
-impl Auditable for DiscardQuarantinedRequest {
-    fn about(&self) -> About {
-        use discard_quarantined_request::Target;
-        match &self.target {
-            Some(Target::QuarantineId(delivery)) => delivery_with(delivery),
-            Some(Target::Filter(filter)) => deliveries_of(filter),
-            None => About::default(),
-        }
-    }
-}
-
-impl Auditable for RenormalizeRequest {
-    fn about(&self) -> About {
-        About {
-            dry_run: self.dry_run,
-            ..About::default()
-        }
-    }
-}
-
-impl Auditable for DeleteConsumerRequest {
-    fn about(&self) -> About {
-        About {
-            consumer: self.consumer.clone(),
-            ..About::default()
-        }
-    }
-}
-
-impl Auditable for EraseSubjectRequest {
-    fn about(&self) -> About {
-        let account = account_or_default(&self.account);
-        let subject = match &self.subject {
-            Some(
-                Subject::ProviderSubjectId(id)
-                | Subject::ExternalId(id)
-                | Subject::VerificationId(id),
-            ) => id.as_str(),
-            None => "",
-        };
-        let text = [&self.provider, account, subject].join("\0");
-        About {
-            provider: self.provider.clone(),
-            account: account.to_owned(),
-            subject_sha256: hex::encode(Sha256::digest(text)),
-            ..About::default()
-        }
-    }
-}
-
-fn delivery_with(quarantine_id: &str) -> About {
-    About {
-        quarantine_id: id(quarantine_id),
-        ..About::default()
-    }
-}
-
-fn deliveries_of(filter: &QuarantineFilter) -> About {
-    About {
-        provider: filter.provider.clone(),
-        account: filter.account.clone(),
-        ..About::default()
-    }
-}
-
-/// An id, if it is one: anything may stand where one is expected.
-fn id(text: &str) -> String {
-    match uuid::Uuid::parse_str(text) {
-        Ok(id) => id.to_string(),
-        Err(_) => "malformed".to_owned(),
-    }
+/// The call, for a handler that does its work to the end whoever waits, and that says itself how it has ended.
+pub(super) fn goes_on<T>(request: &tonic::Request<T>) -> Option<Arc<Entry>> {
+    let entry = request.extensions().get::<Arc<Entry>>()?;
+    entry.goes_on.store(true, Ordering::Relaxed);
+    Some(Arc::clone(entry))
 }

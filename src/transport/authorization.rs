@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, LazyLock},
     task::{Context, Poll},
     time::Duration,
@@ -22,10 +22,15 @@ use tokio::{
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{admission::Shares, auditing::Auditor, listener::ConnectionInfo, status};
+use super::{
+    admission::Shares,
+    auditing::{Auditor, Entry},
+    listener::ConnectionInfo,
+    status,
+};
 use crate::{
     allowance::Allowance,
-    caller::Callers,
+    caller::{Callers, Identity, Refused},
     config::Reflection,
     error::Code,
     proto::{DESCRIPTORS, Scope},
@@ -73,8 +78,9 @@ enum Rule {
 pub(super) struct Gate {
     callers: Arc<Callers>,
     reflection: Reflection,
-    auditor: Auditor,
+    auditor: Arc<Auditor>,
     shares: Arc<Shares>,
+    timeout: Duration,
     failures: Allowance,
     delayed: Semaphore,
 }
@@ -85,12 +91,14 @@ impl Gate {
         reflection: Reflection,
         auditor: Auditor,
         shares: Arc<Shares>,
+        timeout: Duration,
     ) -> Self {
         Self {
             callers,
             reflection,
-            auditor,
+            auditor: Arc::new(auditor),
             shares,
+            timeout,
             failures: Allowance::new(FAILURES_AT_ONCE, FAILURES_PER_SECOND),
             delayed: Semaphore::new(MAX_DELAYED),
         }
@@ -133,8 +141,7 @@ impl Gate {
     {
         let rule = self.rule(request.uri().path());
         if rule == Rule::Open {
-            let Ok(response) = service.call(request).await;
-            return response;
+            return self.in_time(service.call(request), || false).await;
         }
         let names = certificate_names(&request);
         let identity = self.callers.authenticate(request.headers(), names).await;
@@ -142,30 +149,60 @@ impl Gate {
             Rule::Scope(scope) => Some(scope),
             Rule::Open | Rule::Known => None,
         };
-        if let Ok(known) = &identity
-            && let Err(overloaded) = self.shares.of(&known.caller).take_call()
-        {
-            return overloaded.into_http();
-        }
-        let audited = self
+        let entry = self
             .auditor
             .begin(&mut request, identity.as_ref().ok(), scope);
-        let permitted = match (identity, rule) {
-            (Err(_), _) => Err(self.unauthenticated().await),
-            (Ok(known), Rule::Scope(scope)) if !known.caller.has(scope) => {
-                Err(status::scope_missing(scope))
-            }
-            (Ok(known), _) => audited.before().await.map(|()| known.caller),
-        };
-        let response = match permitted {
-            Ok(caller) => {
-                request.extensions_mut().insert(caller);
-                let Ok(response) = service.call(request).await;
-                response
+        let response = match self.permit(identity, scope, &entry).await {
+            Ok(known) => {
+                request.extensions_mut().insert(known.caller);
+                let answered = service.call(request);
+                self.in_time(answered, || entry.goes_on()).await
             }
             Err(refused) => refused.into_http(),
         };
-        audited.answered(response).await
+        entry.answered(response).await
+    }
+
+    /// Lets a caller make a call, which is recorded first if it must be.
+    async fn permit(
+        &self,
+        identity: Result<Identity, Refused>,
+        scope: Option<Scope>,
+        entry: &Entry,
+    ) -> Result<Identity, Status> {
+        let Ok(known) = identity else {
+            return Err(self.unauthenticated().await);
+        };
+        self.shares.of(&known.caller).take_call()?;
+        if let Some(scope) = scope
+            && !known.caller.has(scope)
+        {
+            return Err(status::scope_missing(scope));
+        }
+        entry.before().await?;
+        Ok(known)
+    }
+
+    /// Waits for an answer as long as a call may take, or to the end of a call that goes on anyway: whoever sends half a
+    /// request must not keep a permit for ever.
+    async fn in_time(
+        &self,
+        answered: impl Future<Output = Result<Response<Body>, Infallible>>,
+        goes_on: impl Fn() -> bool,
+    ) -> Response<Body> {
+        let mut answered = pin!(answered);
+        let in_time = time::timeout(self.timeout, &mut answered).await;
+        let answered = match in_time {
+            Ok(answered) => answered,
+            Err(_) if goes_on() => answered.await,
+            Err(_) => {
+                let message =
+                    "the call takes longer than server.call_timeout_seconds, and was given up";
+                return Status::deadline_exceeded(message).into_http();
+            }
+        };
+        let Ok(response) = answered;
+        response
     }
 }
 

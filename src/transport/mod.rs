@@ -1,5 +1,6 @@
 //! The network: the only place that knows tonic, requests and responses.
 
+mod about;
 mod admin;
 mod admission;
 mod answer;
@@ -52,6 +53,7 @@ use uuid::Uuid;
 
 pub(crate) use self::codec::BoundedCodec;
 use self::{
+    admin::Erasing,
     admission::{Admitted, Rooms, Shares},
     auditing::Auditor,
     authorization::{Authorization, Gate},
@@ -118,6 +120,8 @@ struct Shared {
     ingest_stream_kib: Arc<Semaphore>,
     /// The webhooks that are being taken: who began one may go away.
     ingests: TaskTracker,
+    /// Whom somebody is being told to erase.
+    erasing: Erasing,
     /// Cancelled when the server begins to shut down; for a stream, also when its connection is to be left.
     draining: CancellationToken,
 }
@@ -174,6 +178,7 @@ pub async fn run(
         rooms: Arc::new(rooms),
         ingest_stream_kib: Arc::new(Semaphore::new(INGEST_STREAM_BYTES / 1024)),
         ingests: TaskTracker::new(),
+        erasing: Erasing::default(),
         config: Arc::new(config),
         log,
         started_at: now(),
@@ -194,8 +199,9 @@ pub async fn run(
     let gate = Gate::new(
         Arc::clone(&access.callers),
         shared.config.reflection,
-        Auditor::new(access.audit),
+        Auditor::new(access.audit, &access.callers, shared.ingests.clone()),
         Arc::clone(&shared.shares),
+        Duration::from_secs(shared.config.call_timeout_seconds),
     );
     let keepalive = Duration::from_secs(shared.config.keepalive_interval_seconds);
     let sources = shared.ingestor.sources().iter();
@@ -220,8 +226,6 @@ pub async fn run(
         // What a held-back stream has sent ahead stays unread; the other calls of its connection need room beside it.
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        // Whoever sends half a request must not keep a permit for ever.
-        .timeout(Duration::from_secs(shared.config.call_timeout_seconds))
         .http2_max_header_list_size(shared.config.max_metadata_bytes)
         .max_concurrent_streams(shared.config.max_concurrent_streams_per_connection)
         // Asks the client to leave, and lets its calls go on; the listener ends streams and, after the grace, all. Given a

@@ -24,7 +24,7 @@ pub(crate) struct TroubledLog {
     gate: watch::Sender<bool>,
     /// The appends that wait at the gate.
     waiting: watch::Sender<usize>,
-    /// Whether reads by id may pass.
+    /// Whether reads by id, and of the quarantine, may pass.
     read_gate: watch::Sender<bool>,
     /// The reads that wait at their gate.
     waiting_reads: watch::Sender<usize>,
@@ -326,6 +326,7 @@ impl EventLog for TroubledLog {
     }
 
     async fn forget(&self, consumer: String) -> Result<(), AppendError> {
+        let _ = self.gate.subscribe().wait_for(|open| *open).await;
         self.log.forget(consumer).await
     }
 
@@ -349,6 +350,7 @@ impl EventLog for TroubledLog {
         if self.trouble().gone {
             return gone_read();
         }
+        let _ = self.read_gate.subscribe().wait_for(|open| *open).await;
         let read = self.log.quarantined(kind, after, limit).await?;
         let damaged = self.trouble().damaged_quarantined;
         match read.iter().find(|one| Some(one.sequence) == damaged) {

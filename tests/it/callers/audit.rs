@@ -1,20 +1,23 @@
 //! The audit log: what is in it, what is not, and what happens when it cannot be written.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future;
 use serde_json::{Value, json};
 use tonic::{Code, metadata::MetadataMap};
 use verdict::proto::{
-    DiscardQuarantinedRequest, EraseSubjectRequest, GetDeliveryRequest, GetEventRequest,
-    GetVerificationRequest, ListEventsRequest, ListSourcesRequest, QuarantineFilter,
-    RenormalizeRequest, SubscribeRequest, discard_quarantined_request as discard,
+    DeleteConsumerRequest, DiscardQuarantinedRequest, EraseSubjectRequest, GetDeliveryRequest,
+    GetEventRequest, GetVerificationRequest, ListEventsRequest, ListSourcesRequest,
+    QuarantineFilter, RenormalizeRequest, SubscribeRequest, discard_quarantined_request as discard,
     erase_subject_request::Subject, get_delivery_request as get,
 };
 
 use super::{House, bearer, by, caller, rpcs};
-use crate::support::{fixture, from_earliest, gu1_body, gu1_request, reason};
+use crate::{
+    support::{PATIENCE, fixture, from_earliest, gu1_body, gu1_request, reason},
+    troubled_log::TroubledLog,
+};
 
 fn callers() -> String {
     let all = caller("all", &[("ingest subscribe personal_data admin", "")]);
@@ -322,5 +325,148 @@ async fn strangers_cannot_fill_the_disk() {
         401,
         "each is recorded or counted"
     );
+    house.close().await;
+}
+
+#[tokio::test]
+async fn nor_can_a_caller_with_what_it_may_not_do() {
+    let house = House::open(&callers()).await;
+    let sources = "/verdict.v1.AdminService/ListSources";
+    let calls = (0..200).map(|_| house.call(sources, bearer("reader"), Bytes::new()));
+    future::join_all(calls).await;
+    let reads = (0..200).map(|_| {
+        let mut client = house.client.clone();
+        let get = GetEventRequest {
+            event_id: String::new(),
+            include_personal_data: true,
+        };
+        async move {
+            client
+                .get_event(by("reader", get))
+                .await
+                .expect_err("refused")
+        }
+    });
+    future::join_all(reads).await;
+    let recorded = lines(&house).len();
+    assert!((100..130).contains(&recorded), "{recorded}");
+    // What others do is recorded, and so is all that is done.
+    let others = (0..150).map(|_| house.call(sources, bearer("all"), Bytes::new()));
+    future::join_all(others).await;
+    let done = lines(&house);
+    let done = done.iter().filter(|line| line["caller"] == "all");
+    assert_eq!(done.count(), 150);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let _ = house.call(sources, bearer("reader"), Bytes::new()).await;
+    let all = lines(&house);
+    let all = all.iter().filter(|line| line["caller"] == "reader");
+    let all: Vec<_> = all.collect();
+    let omitted: u64 = all.iter().filter_map(|line| line["omitted"].as_u64()).sum();
+    assert_eq!(omitted as usize + all.len(), 401);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_makes_too_many_calls_is_recorded() {
+    let house = House::open_with(&callers(), |server| {
+        server.max_calls_per_second_per_caller = 1;
+    })
+    .await;
+    let path = "/verdict.v1.AdminService/ListSources";
+    let calls = (0..5).map(|_| house.call(path, bearer("all"), Bytes::new()));
+    future::join_all(calls).await;
+    let lines = lines(&house);
+    assert_eq!(lines.len(), 5);
+    assert!(lines.iter().any(|line| line["reason"] == "OVERLOADED"));
+    house.close().await;
+}
+
+/// The lines of calls that have ended, once there are so many of them.
+async fn endings(house: &House, count: usize) -> Vec<Value> {
+    let endings = async {
+        loop {
+            let lines = lines(house);
+            let ended = lines.into_iter().filter(|line| line["begins"] != true);
+            let ended: Vec<_> = ended.collect();
+            if ended.len() >= count {
+                return ended;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, endings)
+        .await
+        .expect("they are recorded")
+}
+
+#[tokio::test]
+async fn how_a_call_ends_is_recorded_whoever_waits_for_it() {
+    let log = TroubledLog::new();
+    let house = House::open_on(&callers(), log.clone(), |server| {
+        server.call_timeout_seconds = 1;
+    })
+    .await;
+    log.set_gate(false);
+    let delete = |consumer: &str| {
+        let consumer = consumer.to_owned();
+        by("all", DeleteConsumerRequest { consumer })
+    };
+    let mut admin = house.admin.clone();
+    // The server gives it up, and then a caller does.
+    let late = admin.delete_consumer(delete("late")).await;
+    assert_eq!(late.expect_err("late").code(), Code::DeadlineExceeded);
+    let mut given_up = delete("given-up");
+    given_up.set_timeout(Duration::from_millis(100));
+    admin.delete_consumer(given_up).await.expect_err("given up");
+    let ended = endings(&house, 2).await;
+    assert_eq!(
+        (&ended[0]["code"], &ended[0]["consumer"]),
+        (&json!("DEADLINE_EXCEEDED"), &json!("late"))
+    );
+    assert_eq!(
+        (&ended[1]["code"], &ended[1]["consumer"]),
+        (&json!("CANCELLED"), &json!("given-up"))
+    );
+    log.set_gate(true);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_erasure_goes_on_alone_and_says_how_it_has_ended() {
+    let log = TroubledLog::new();
+    let house = House::open_on(&callers(), log.clone(), |server| {
+        server.call_timeout_seconds = 1;
+    })
+    .await;
+    let erase = |id: &str| {
+        let subject = Some(Subject::ProviderSubjectId(id.to_owned()));
+        let provider = "gu1".to_owned();
+        let request = EraseSubjectRequest {
+            provider,
+            subject,
+            ..Default::default()
+        };
+        by("all", request)
+    };
+    let mut admin = house.admin.clone();
+    log.set_read_gate(false);
+    let mut left = erase("left");
+    left.set_timeout(Duration::from_millis(100));
+    admin.erase_subject(left).await.expect_err("given up");
+    // It goes on, so nobody begins it anew.
+    let again = admin.erase_subject(erase("left")).await;
+    assert_eq!(reason(&again.expect_err("at work")), "OVERLOADED");
+    // The timeout of calls does not end one either.
+    let mut waiting = house.admin.clone();
+    let waiting = tokio::spawn(async move { waiting.erase_subject(erase("waited")).await });
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!waiting.is_finished());
+    assert_eq!(endings(&house, 1).await.len(), 1);
+    log.set_read_gate(true);
+    waiting.await.expect("no panic").expect("erased");
+    let ended = endings(&house, 3).await;
+    let well = ended.iter().filter(|line| line["code"] == "OK");
+    assert_eq!(well.count(), 2, "{ended:?}");
+    admin.erase_subject(erase("left")).await.expect("again");
     house.close().await;
 }

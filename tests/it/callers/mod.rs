@@ -99,6 +99,14 @@ impl House {
     }
 
     async fn open_with(callers: &str, change: impl FnOnce(&mut ServerConfig)) -> Self {
+        Self::open_on(callers, memory_log(), change).await
+    }
+
+    async fn open_on(
+        callers: &str,
+        log: Arc<dyn EventLog>,
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Self {
         let mut loaded = load(callers);
         change(&mut loaded.server);
         let directory = TempDir::new().expect("a directory");
@@ -111,7 +119,6 @@ impl House {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let stop = CancellationToken::new();
-        let log = memory_log();
         let running = tokio::spawn(transport::run(
             loaded.server,
             sources().into_iter().map(Arc::new).collect(),
