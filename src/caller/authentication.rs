@@ -175,7 +175,7 @@ pub struct Callers {
 struct Known {
     members: Vec<Member>,
     certificates: HashMap<String, usize>,
-    issuers: Vec<Issuer>,
+    issuers: Vec<Arc<Issuer>>,
 }
 
 impl Callers {
@@ -197,7 +197,7 @@ impl Callers {
             known: Some(Known {
                 certificates: names.collect(),
                 members,
-                issuers,
+                issuers: issuers.into_iter().map(Arc::new).collect(),
             }),
             refused: Default::default(),
         }
@@ -245,15 +245,18 @@ impl Callers {
         found
     }
 
-    /// The tokens that are followed in files.
+    /// The tokens and keys that are followed in files.
     pub fn followed(&self) -> impl Iterator<Item = Arc<dyn Reload>> {
         let members = self.known.iter().flat_map(|known| &known.members);
         let tokens = members.flat_map(|member| &member.tokens);
-        let followed = tokens.filter(|token| !token.paths().is_empty());
-        followed.map(|token| Arc::clone(token) as Arc<dyn Reload>)
+        let tokens = tokens.map(|token| Arc::clone(token) as Arc<dyn Reload>);
+        let issuers = self.known.iter().flat_map(|known| &known.issuers);
+        let issuers = issuers.map(|issuer| Arc::clone(issuer) as Arc<dyn Reload>);
+        let followed = tokens.chain(issuers);
+        followed.filter(|followed| !followed.paths().is_empty())
     }
 
-    /// Follows the sets of keys that JWTs are checked against, for ever.
+    /// Follows the sets of keys at URLs that JWTs are checked against, for ever.
     pub async fn keep_fresh(&self) {
         let Some(known) = &self.known else {
             return future::pending().await;

@@ -1,18 +1,22 @@
 //! The public keys of an issuer of JWTs, as a JSON Web Key Set in a file or at a URL.
 //!
-//! A set is read at the start, again and again in the background, and when somebody shows a token of a key that is not in
-//! it, but then no more than once in [`UNKNOWN_KEY_PAUSE`]. What cannot be read or used leaves the keys as they are.
+//! A file is followed like all files. A URL is read again and again, and when somebody shows a token of a key that is not in
+//! the set, but then no more than once in [`UNKNOWN_KEY_PAUSE`]. What cannot be read leaves the keys as they are, and those
+//! of a URL for no longer than [`MAX_AGE`]: who keeps us from reading must not keep a withdrawn key alive. A set that can be
+//! read is taken over, also when it holds no key at all: its issuer has withdrawn them.
 
 use std::{
-    fmt,
-    fs::File,
-    io::{self, Read},
-    path::PathBuf,
+    convert::Infallible,
+    fmt, io,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    slice,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::{FutureExt, future};
 use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -20,6 +24,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use jiff::Timestamp;
 use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
@@ -31,16 +36,17 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::Refused;
-
-/// How often a file is read again.
-const FILE_INTERVAL: Duration = Duration::from_secs(5);
+use super::{Issuer, Refused};
+use crate::reload::{FileError, Files, Fingerprint, Reload};
 
 /// How long a token of an unknown key does not make us read the set again after one that did.
 const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long a call waits for the set to be read again.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long keys from a URL are believed that cannot be read again.
+const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// How long reading a set may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,7 +77,10 @@ impl fmt::Display for Place {
 pub enum KeySetError {
     /// The file cannot be read.
     #[error("{0}")]
-    File(#[from] io::Error),
+    File(#[from] FileError),
+    /// No client for the URL could be made.
+    #[error("{0}")]
+    Client(#[from] io::Error),
     /// The URL does not answer.
     #[error("{0}")]
     Unreachable(String),
@@ -104,6 +113,8 @@ pub(super) struct Key {
 pub struct KeySet {
     place: Place,
     keys: RwLock<Arc<Vec<Arc<Key>>>>,
+    /// What the file held at first; of a URL, nothing.
+    first: Fingerprint,
     /// Counts how often the set was read, well or not.
     read: watch::Sender<u64>,
     /// Asks for the set to be read.
@@ -113,15 +124,23 @@ pub struct KeySet {
 }
 
 impl KeySet {
-    /// The set at this place. A file is read; a URL is not yet. Blocks.
+    /// The set at this place. A file is read, and must hold a key; a URL is not yet. Blocks.
     pub fn open(place: Place) -> Result<Self, KeySetError> {
-        let keys = match &place {
-            Place::File(path) => parse(&read_file(path)?)?,
-            Place::Url(..) => Vec::new(),
+        let (keys, first) = match &place {
+            Place::File(path) => {
+                let files = Files::read(slice::from_ref(path));
+                let keys = read_file(&files, path)?;
+                if keys.is_empty() {
+                    return Err(KeySetError::NoKey);
+                }
+                (keys, files.fingerprint())
+            }
+            Place::Url(..) => (Vec::new(), Files::read(&[]).fingerprint()),
         };
         Ok(Self {
             place,
             keys: RwLock::new(Arc::new(keys)),
+            first,
             read: watch::Sender::new(0),
             wanted: Notify::new(),
             last_wanted: Mutex::default(),
@@ -136,7 +155,11 @@ impl KeySet {
     ) -> Result<Arc<Key>, Refused> {
         let read = self.read.subscribe();
         match self.choose(id, algorithm) {
-            Err(Refused::UnknownKey) if self.read_again(read).await => self.choose(id, algorithm),
+            Err(Refused::UnknownKey)
+                if matches!(self.place, Place::Url(..)) && self.read_again(read).await =>
+            {
+                self.choose(id, algorithm)
+            }
             chosen => chosen,
         }
     }
@@ -180,57 +203,142 @@ impl KeySet {
         matches!(time::timeout(PATIENCE, read.changed()).await, Ok(Ok(())))
     }
 
-    /// Reads the set again and again, for ever. `name` is that of the issuer, for the log.
-    pub(super) async fn keep_fresh(&self, name: &str) {
-        let mut well = true;
-        if matches!(self.place, Place::Url(..)) {
-            self.refresh(name, &mut well).await;
-        }
+    /// Reads the set at a URL again and again, for ever. `name` is that of the issuer, for the log.
+    pub(super) async fn keep_fresh(&self, name: &str) -> Infallible {
+        let Place::Url(url, interval) = &self.place else {
+            return future::pending().await;
+        };
+        let mut freshness = Freshness {
+            well: true,
+            read_at: Instant::now(),
+            expired: false,
+        };
         loop {
-            let interval = match self.place {
-                Place::File(_) => FILE_INTERVAL,
-                Place::Url(_, interval) => interval,
-            };
+            // One set must not end the refreshing of the others, nor its own.
+            let read = AssertUnwindSafe(fetch(url)).catch_unwind().await;
+            let read = read.unwrap_or_else(|_| {
+                let why = "reading it failed, which is a bug in verdict";
+                Err(KeySetError::Unreachable(why.to_owned()))
+            });
+            self.refresh(name, read, &mut freshness);
             // A set that is not there yet is looked for more often.
-            let interval = if well {
-                interval
-            } else {
-                interval.min(UNKNOWN_KEY_PAUSE)
+            let interval = match freshness.well {
+                true => *interval,
+                false => (*interval).min(UNKNOWN_KEY_PAUSE),
             };
             tokio::select! {
                 () = time::sleep(interval) => {}
                 () = self.wanted.notified() => {}
             }
-            self.refresh(name, &mut well).await;
         }
     }
 
-    /// Reads the set once. That it cannot be read is logged once.
-    async fn refresh(&self, name: &str, well: &mut bool) {
-        match fetch(&self.place).await.and_then(|text| parse(&text)) {
+    /// Takes over what was read, if it was. What changes is logged once.
+    fn refresh(
+        &self,
+        name: &str,
+        read: Result<Vec<Arc<Key>>, KeySetError>,
+        freshness: &mut Freshness,
+    ) {
+        let now = Instant::now();
+        match read {
             Ok(keys) => {
-                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-                if !*well {
+                if !freshness.well {
                     tracing::info!(
                         issuer.name = name,
                         "the keys of an issuer can be read again"
                     );
                 }
-                *well = true;
+                self.replace(name, keys);
+                *freshness = Freshness {
+                    well: true,
+                    read_at: now,
+                    expired: false,
+                };
             }
             Err(error) => {
-                if *well {
+                if freshness.well {
                     tracing::error!(
                         issuer.name = name,
                         issuer.jwks = %self.place,
                         %error,
-                        "the keys of an issuer cannot be read; those that are known stay in use"
+                        "the keys of an issuer cannot be read; those that are known stay in use for 24 hours at most"
                     );
                 }
-                *well = false;
+                freshness.well = false;
+                if !freshness.expired && now.duration_since(freshness.read_at) >= MAX_AGE {
+                    tracing::error!(
+                        issuer.name = name,
+                        issuer.jwks = %self.place,
+                        "the keys of an issuer could not be read for 24 hours: its tokens are refused until they can"
+                    );
+                    self.set(Vec::new());
+                    freshness.expired = true;
+                }
             }
         }
         self.read.send_modify(|times| *times += 1);
+    }
+
+    /// Puts what was read in the place of the keys.
+    fn replace(&self, name: &str, keys: Vec<Arc<Key>>) {
+        let has_keys = !keys.is_empty();
+        let had_keys = self.set(keys);
+        if had_keys && !has_keys {
+            tracing::warn!(
+                issuer.name = name,
+                issuer.jwks = %self.place,
+                "an issuer has withdrawn all its keys: its tokens are refused until it has new ones"
+            );
+        }
+    }
+
+    /// Puts keys in the place of others. Returns whether there were any.
+    fn set(&self, keys: Vec<Arc<Key>>) -> bool {
+        let mut current = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let had_keys = !current.is_empty();
+        *current = Arc::new(keys);
+        had_keys
+    }
+}
+
+/// How well a URL can be read.
+struct Freshness {
+    well: bool,
+    /// When it was read last; when we began, if it never was.
+    read_at: Instant,
+    /// Whether its keys are not believed any more.
+    expired: bool,
+}
+
+impl Reload for Issuer {
+    fn paths(&self) -> &[PathBuf] {
+        match &self.keys.place {
+            Place::File(path) => slice::from_ref(path),
+            Place::Url(..) => &[],
+        }
+    }
+
+    fn first(&self) -> Fingerprint {
+        self.keys.first
+    }
+
+    fn reload(&self, files: &Files, _now: Timestamp) {
+        let Some(path) = self.paths().first() else {
+            return;
+        };
+        match read_file(files, path) {
+            Ok(keys) => {
+                tracing::info!(issuer.name = %self.name, "the keys of an issuer have changed");
+                self.keys.replace(&self.name, keys);
+            }
+            Err(error) => tracing::error!(
+                issuer.name = %self.name,
+                issuer.jwks = %self.keys.place,
+                %error,
+                "the keys of an issuer cannot be read; those that are known stay in use"
+            ),
+        }
     }
 }
 
@@ -240,26 +348,16 @@ impl fmt::Debug for KeySet {
     }
 }
 
-async fn fetch(place: &Place) -> Result<Bytes, KeySetError> {
-    match place {
-        Place::File(path) => {
-            let path = path.clone();
-            let read = task::spawn_blocking(move || read_file(&path)).await;
-            read.map_err(io::Error::other)?
-        }
-        Place::Url(url, _) => {
-            let got = time::timeout(FETCH_TIMEOUT, get(url)).await;
-            got.map_err(|_| KeySetError::Unreachable("it does not answer in time".to_owned()))?
-        }
-    }
+async fn fetch(url: &Uri) -> Result<Vec<Arc<Key>>, KeySetError> {
+    let got = time::timeout(FETCH_TIMEOUT, get(url)).await;
+    let late = |_| KeySetError::Unreachable("it does not answer in time".to_owned());
+    parse(&got.map_err(late)??)
 }
 
-fn read_file(path: &PathBuf) -> Result<Bytes, KeySetError> {
-    let mut text = Vec::new();
-    let mut file = File::open(path)?.take(MAX_BYTES as u64 + 1);
-    file.read_to_end(&mut text)?;
+fn read_file(files: &Files, path: &Path) -> Result<Vec<Arc<Key>>, KeySetError> {
+    let text = files.get(path)?;
     match text.len() <= MAX_BYTES {
-        true => Ok(text.into()),
+        true => parse(text),
         false => Err(KeySetError::TooLarge),
     }
 }
@@ -327,11 +425,7 @@ fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, KeySetError> {
         let jwk: Jwk = serde_json::from_value(key).ok()?;
         usable(&jwk).map(Arc::new)
     });
-    let keys: Vec<_> = keys.collect();
-    match keys.is_empty() {
-        true => Err(KeySetError::NoKey),
-        false => Ok(keys),
-    }
+    Ok(keys.collect())
 }
 
 fn usable(jwk: &Jwk) -> Option<Key> {
@@ -371,4 +465,55 @@ fn usable(jwk: &Jwk) -> Option<Key> {
         algorithms: algorithms.collect(),
         key: DecodingKey::from_jwk(jwk).ok()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: &str = r#"{"keys":[{"kty":"OKP","kid":"a","crv":"Ed25519",
+        "x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    fn set() -> (KeySet, Freshness) {
+        let url = Uri::from_static("https://login.example.com/keys");
+        let set = KeySet::open(Place::Url(url, UNKNOWN_KEY_PAUSE)).unwrap();
+        let freshness = Freshness {
+            well: true,
+            read_at: Instant::now(),
+            expired: false,
+        };
+        (set, freshness)
+    }
+
+    fn knows(set: &KeySet) -> bool {
+        set.choose(Some("a"), Algorithm::EdDSA).is_ok()
+    }
+
+    #[test]
+    fn an_issuer_may_withdraw_all_its_keys() {
+        for withdrawn in [r#"{"keys":[]}"#, r#"{"keys":[{"kty":"oct","k":"YQ"}]}"#] {
+            let (set, mut freshness) = set();
+            set.refresh("corp", parse(KEYS.as_bytes()), &mut freshness);
+            assert!(knows(&set));
+            set.refresh("corp", parse(b"{}"), &mut freshness);
+            assert!(knows(&set), "that was no set");
+            set.refresh("corp", parse(withdrawn.as_bytes()), &mut freshness);
+            assert!(!knows(&set), "{withdrawn}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_cannot_be_read_again_are_not_believed_for_ever() {
+        let (set, mut freshness) = set();
+        set.refresh("corp", parse(KEYS.as_bytes()), &mut freshness);
+        let away = || Err(KeySetError::Unreachable("away".to_owned()));
+        time::advance(MAX_AGE - Duration::from_secs(1)).await;
+        set.refresh("corp", away(), &mut freshness);
+        assert!(knows(&set));
+        time::advance(Duration::from_secs(1)).await;
+        set.refresh("corp", away(), &mut freshness);
+        assert!(!knows(&set));
+        set.refresh("corp", parse(KEYS.as_bytes()), &mut freshness);
+        assert!(knows(&set));
+    }
 }

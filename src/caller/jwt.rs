@@ -49,7 +49,10 @@ struct Proved {
 }
 
 /// Finds out whose token this is.
-pub(super) async fn authenticate(issuers: &[Issuer], token: &str) -> Result<Identity, Refused> {
+pub(super) async fn authenticate(
+    issuers: &[Arc<Issuer>],
+    token: &str,
+) -> Result<Identity, Refused> {
     let claimed = dangerous::insecure_decode_claims::<Claimed>(token);
     let claimed = claimed.map_err(|_| Refused::MalformedToken)?;
     let issuer = issuers.iter().find(|issuer| issuer.issuer == claimed.iss);

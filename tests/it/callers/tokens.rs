@@ -83,7 +83,9 @@ async fn the_keys_of_an_issuer_change_while_the_server_runs() {
     let directory = TempDir::new().expect("a directory");
     let issuer = Issuer::new();
     let jwks = directory.path().join("jwks.json");
-    let house = House::open(&format!("{}{}", with(SUBJECT), issuer.config(&jwks))).await;
+    let config = format!("{}{}", with(SUBJECT), issuer.config(&jwks));
+    let often = |server: &mut ServerConfig| server.reload_interval_seconds = 1;
+    let house = House::open_with(&config, often).await;
     let header = json!({ "alg": "RS256", "kid": "rsa-2" });
     let next = Issuer::new();
     // Broken first: what is known stays in use.
@@ -108,6 +110,16 @@ async fn the_keys_of_an_issuer_change_while_the_server_runs() {
         code(&house, bearer(&issuer.token("engine"))).await,
         Code::Unauthenticated
     );
+    // All keys are withdrawn.
+    fs::write(&jwks, "{\"keys\":[]}").expect("a file");
+    let withdrawn = async {
+        while code(&house, bearer(&token)).await == Code::Ok {
+            time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    time::timeout(PATIENCE, withdrawn)
+        .await
+        .expect("that is seen");
     house.close().await;
 }
 
