@@ -280,7 +280,7 @@ pub struct ConnectionInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// Its subject alternative names: the URIs, then the DNS names, each in the order of the certificate. Text, exactly as
-    /// the certificate has it.
+    /// the certificate has it. A URI has a colon and a DNS name none; others are left out.
     pub names: Vec<String>,
 }
 
@@ -288,8 +288,12 @@ impl PeerCertificate {
     fn read(certificate: &rustls_pki_types::CertificateDer<'_>) -> io::Result<Self> {
         let certificate =
             webpki::EndEntityCert::try_from(certificate).map_err(|_| io::ErrorKind::InvalidData)?;
+        // The two kinds have nothing in common, so that none is taken for the other: issuers that are kept to some DNS names
+        // may be free in URIs.
         let uris = certificate.valid_uri_names();
-        let names = uris.chain(certificate.valid_dns_names());
+        let uris = uris.filter(|name| name.contains(':'));
+        let names = certificate.valid_dns_names();
+        let names = uris.chain(names.filter(|name| !name.contains(':')));
         Ok(Self {
             names: names.map(str::to_owned).collect(),
         })

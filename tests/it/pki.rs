@@ -142,7 +142,13 @@ fn client_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     let uri = "spiffe://tests/gateway".try_into().expect("a URI");
     let name = "gateway.tests".try_into().expect("a name");
-    params.subject_alt_names = vec![SanType::DnsName(name), SanType::URI(uri)];
+    // What looks like a DNS name is none when it says that it is a URI.
+    let no_uri = "admin.tests".try_into().expect("a text");
+    params.subject_alt_names = vec![
+        SanType::DnsName(name),
+        SanType::URI(no_uri),
+        SanType::URI(uri),
+    ];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params
 }
