@@ -10,12 +10,16 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::future;
 use http::{HeaderMap, header::AUTHORIZATION};
+use jiff::Timestamp;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
 
-use super::{Caller, Issuer, Token, TokenHash, jwt};
+use super::{Caller, Issuer, Token, TokenHash, jwt, token::FollowedToken};
 use crate::reload::Reload;
 
 /// The longest token that is looked at.
@@ -45,6 +49,46 @@ pub enum Credential {
     },
 }
 
+/// How long a proof lasts. Streams that were opened with it end when it does not.
+#[derive(Clone, Debug, Default)]
+pub struct Validity {
+    /// When it ends by itself; `None` is never.
+    pub until: Option<Timestamp>,
+    /// Cancelled when it is withdrawn; `None` if it cannot be while we run.
+    pub withdrawn: Option<CancellationToken>,
+}
+
+impl Validity {
+    /// Whether it lasts as long as we run.
+    pub fn is_endless(&self) -> bool {
+        self.until.is_none() && self.withdrawn.is_none()
+    }
+
+    /// Waits until it is over.
+    pub async fn over(self, now: Timestamp) {
+        let ends = async {
+            match self.until {
+                // What has ended already ends now.
+                Some(until) => {
+                    let left = Duration::try_from(until.duration_since(now));
+                    time::sleep(left.unwrap_or_default()).await;
+                }
+                None => future::pending().await,
+            }
+        };
+        let is_withdrawn = async {
+            match self.withdrawn {
+                Some(withdrawn) => withdrawn.cancelled_owned().await,
+                None => future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = ends => {}
+            () = is_withdrawn => {}
+        }
+    }
+}
+
 /// Who calls, and how that was proved.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -52,6 +96,8 @@ pub struct Identity {
     pub caller: Caller,
     /// How that was proved.
     pub credential: Credential,
+    /// How long the proof lasts.
+    pub validity: Validity,
 }
 
 /// Why a caller is not known. The caller is never told.
@@ -235,6 +281,7 @@ impl Callers {
             return Ok(Identity {
                 caller: Caller::anyone(),
                 credential: Credential::None,
+                validity: Validity::default(),
             });
         };
         let found = known.find(headers, certificate_names).await;
@@ -248,8 +295,11 @@ impl Callers {
     /// The tokens and keys that are followed in files.
     pub fn followed(&self) -> impl Iterator<Item = Arc<dyn Reload>> {
         let members = self.known.iter().flat_map(|known| &known.members);
-        let tokens = members.flat_map(|member| &member.tokens);
-        let tokens = tokens.map(|token| Arc::clone(token) as Arc<dyn Reload>);
+        let all: Arc<[_]> = members.flat_map(|member| member.tokens.clone()).collect();
+        let tokens = (0..all.len()).map(move |index| {
+            let among = Arc::clone(&all);
+            Arc::new(FollowedToken { among, index }) as Arc<dyn Reload>
+        });
         let issuers = self.known.iter().flat_map(|known| &known.issuers);
         let issuers = issuers.map(|issuer| Arc::clone(issuer) as Arc<dyn Reload>);
         let followed = tokens.chain(issuers);
@@ -287,17 +337,18 @@ impl Known {
         // All of them are compared, whichever it is.
         for member in &self.members {
             for token in &member.tokens {
-                if token.matches(&shown) {
-                    found = Some((member, token));
+                if let Some(validity) = token.matches(&shown) {
+                    found = Some((member, token, validity));
                 }
             }
         }
-        let (member, token) = found.ok_or(Refused::UnknownToken)?;
+        let (member, token, validity) = found.ok_or(Refused::UnknownToken)?;
         Ok(Identity {
             caller: member.caller.clone(),
             credential: Credential::Token {
                 id: Arc::clone(token.id()),
             },
+            validity,
         })
     }
 
@@ -315,6 +366,8 @@ impl Known {
         Ok(Identity {
             caller: self.members[index].caller.clone(),
             credential: Credential::Certificate { name: name.into() },
+            // That of the connection, which has an end of its own.
+            validity: Validity::default(),
         })
     }
 }

@@ -6,10 +6,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, Header, Validation, dangerous, errors::ErrorKind};
 use serde::Deserialize;
 
-use super::{Caller, Credential, Identity, KeySet, Refused};
+use super::{Caller, Credential, Identity, KeySet, Refused, Validity};
 
 /// An issuer, and which of its subjects are callers.
 #[derive(Debug)]
@@ -46,6 +47,17 @@ struct Claimed {
 struct Proved {
     iss: String,
     sub: String,
+    /// The library has checked that it is a time, and that it has not come.
+    #[serde(default)]
+    exp: serde_json::Value,
+}
+
+/// Until when a token is good that expires at this time by a clock that may be so far from ours.
+fn until(exp: &serde_json::Value, leeway_seconds: u64) -> Option<Timestamp> {
+    // A number that is too large becomes the largest one: a time that never comes.
+    let exp = exp.as_f64()?.ceil() as i64;
+    let seconds = exp.saturating_add_unsigned(leeway_seconds.saturating_add(1));
+    Timestamp::from_second(seconds).ok()
 }
 
 /// Finds out whose token this is.
@@ -79,7 +91,7 @@ impl Issuer {
         validation.validate_nbf = true;
         validation.leeway = self.leeway_seconds;
         let proved = jsonwebtoken::decode::<Proved>(token, &key.key, &validation);
-        let Proved { iss, sub } = proved.map_err(|error| refused(error.kind()))?.claims;
+        let Proved { iss, sub, exp } = proved.map_err(|error| refused(error.kind()))?.claims;
         if iss != self.issuer {
             return Err(Refused::WrongIssuer);
         }
@@ -89,6 +101,10 @@ impl Issuer {
             credential: Credential::Subject {
                 issuer: Arc::clone(&self.name),
                 subject: sub.into(),
+            },
+            validity: Validity {
+                until: until(&exp, self.leeway_seconds),
+                withdrawn: None,
             },
         })
     }

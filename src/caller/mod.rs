@@ -15,7 +15,7 @@ use std::{
 use crate::proto::Scope;
 
 pub(crate) use authentication::certificate_name;
-pub use authentication::{Callers, Credential, Identity, Member, Refused};
+pub use authentication::{Callers, Credential, Identity, Member, Refused, Validity};
 pub use jwks::{KeySet, KeySetError, Place};
 pub use jwt::Issuer;
 pub use token::{NewToken, Token, TokenHash};

@@ -13,8 +13,10 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::Validity;
 use crate::reload::{Files, Fingerprint, Reload};
 
 /// The SHA-256 of a token. It is no secret: nobody finds 256 random bits by their hash.
@@ -56,10 +58,27 @@ impl fmt::Debug for TokenHash {
 #[derive(Debug)]
 pub struct Token {
     id: Arc<str>,
-    hash: RwLock<TokenHash>,
+    live: RwLock<Live>,
     /// Where the hash is read again, if it was read from a file.
     files: Vec<PathBuf>,
     first: Fingerprint,
+}
+
+/// What a token is now.
+#[derive(Debug)]
+struct Live {
+    hash: TokenHash,
+    /// Cancelled when it is replaced.
+    withdrawn: CancellationToken,
+}
+
+impl Live {
+    fn new(hash: TokenHash) -> Self {
+        Self {
+            hash,
+            withdrawn: CancellationToken::new(),
+        }
+    }
 }
 
 impl Token {
@@ -76,7 +95,7 @@ impl Token {
     fn following(id: &str, hash: TokenHash, files: Vec<PathBuf>, first: Fingerprint) -> Self {
         Self {
             id: id.into(),
-            hash: RwLock::new(hash),
+            live: RwLock::new(Live::new(hash)),
             files,
             first,
         }
@@ -89,34 +108,72 @@ impl Token {
 
     /// The hash as it is now.
     pub fn hash(&self) -> TokenHash {
-        *self.hash.read().unwrap_or_else(PoisonError::into_inner)
+        self.live
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .hash
     }
 
-    /// Whether this is the token that somebody has shown.
-    pub(super) fn matches(&self, shown: &TokenHash) -> bool {
-        self.hash().is(shown)
+    /// How long this is the token that somebody has shown, if it is.
+    pub(super) fn matches(&self, shown: &TokenHash) -> Option<Validity> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        live.hash.is(shown).then(|| Validity {
+            until: None,
+            withdrawn: (!self.files.is_empty()).then(|| live.withdrawn.clone()),
+        })
+    }
+
+    /// Puts another in the place of this one. Streams that were opened with it end.
+    fn replace(&self, hash: TokenHash) {
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        if live.hash != hash {
+            live.withdrawn.cancel();
+            *live = Live::new(hash);
+        }
     }
 }
 
-impl Reload for Token {
+/// A token that is followed in its file, among all tokens: two callers must not have the same.
+pub(super) struct FollowedToken {
+    pub(super) among: Arc<[Arc<Token>]>,
+    pub(super) index: usize,
+}
+
+impl FollowedToken {
+    fn token(&self) -> &Token {
+        &self.among[self.index]
+    }
+
+    fn is_of_another(&self, hash: &TokenHash) -> bool {
+        let mut all = self.among.iter().enumerate();
+        all.any(|(index, other)| index != self.index && other.hash() == *hash)
+    }
+}
+
+impl Reload for FollowedToken {
     fn paths(&self) -> &[PathBuf] {
-        &self.files
+        &self.token().files
     }
 
     fn first(&self) -> Fingerprint {
-        self.first
+        self.token().first
     }
 
     fn reload(&self, files: &Files, _now: Timestamp) {
-        let read = self.files.first().and_then(|path| files.get(path).ok());
+        let token = self.token();
+        let read = token.files.first().and_then(|path| files.get(path).ok());
         let text = read.and_then(|content| str::from_utf8(content).ok());
         match text.and_then(TokenHash::parse) {
+            Some(hash) if self.is_of_another(&hash) => tracing::error!(
+                token.id = %token.id,
+                "the new SHA-256 of a token is that of another entry; the last one stays in use"
+            ),
             Some(hash) => {
-                *self.hash.write().unwrap_or_else(PoisonError::into_inner) = hash;
-                tracing::info!(token.id = %self.id, "the token of a caller was changed");
+                token.replace(hash);
+                tracing::info!(token.id = %token.id, "the token of a caller was changed");
             }
             None => tracing::error!(
-                token.id = %self.id,
+                token.id = %token.id,
                 "the SHA-256 of a token cannot be read any more; the last one stays in use"
             ),
         }
@@ -159,12 +216,40 @@ mod tests {
         assert_ne!(new.expose(), NewToken::random().unwrap().expose());
         let written = TokenHash::parse(&format!("{}\n", new.hash())).unwrap();
         let token = Token::new("a", written);
-        assert!(token.matches(&TokenHash::of(new.expose().as_bytes())));
+        let matches = |hash| token.matches(&hash).is_some();
+        assert!(matches(TokenHash::of(new.expose().as_bytes())));
         let near = format!("{} ", new.expose());
-        assert!(!token.matches(&TokenHash::of(near.as_bytes())));
-        assert!(!token.matches(&TokenHash::of(new.hash().to_string().as_bytes())));
+        assert!(!matches(TokenHash::of(near.as_bytes())));
+        assert!(!matches(TokenHash::of(new.hash().to_string().as_bytes())));
         for bad in ["", "ab", &"g".repeat(64), &"a".repeat(63), &"a".repeat(66)] {
             assert!(TokenHash::parse(bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_token_that_is_replaced_is_withdrawn_and_never_by_that_of_another() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("hash");
+        let hash = |text: &str| TokenHash::of(text.as_bytes());
+        let paths = [path.clone()];
+        let first = Files::read(&paths).fingerprint();
+        let token = Token::of_file("a", hash("old"), path.clone(), first);
+        let other = Token::new("b", hash("other"));
+        let token = FollowedToken {
+            among: vec![Arc::new(token), Arc::new(other)].into(),
+            index: 0,
+        };
+        let shown = token.token().matches(&hash("old")).unwrap();
+        let withdrawn = shown.withdrawn.unwrap();
+        let replace = |text: &str| {
+            std::fs::write(&path, hash(text).to_string()).unwrap();
+            token.reload(&Files::read(&paths), Timestamp::UNIX_EPOCH);
+        };
+        for same in ["other", "old"] {
+            replace(same);
+            assert!(token.token().matches(&hash("old")).is_some() && !withdrawn.is_cancelled());
+        }
+        replace("new");
+        assert!(token.token().matches(&hash("new")).is_some() && withdrawn.is_cancelled());
     }
 }

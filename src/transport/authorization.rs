@@ -155,6 +155,7 @@ impl Gate {
         let response = match self.permit(identity, scope, &entry).await {
             Ok(known) => {
                 request.extensions_mut().insert(known.caller);
+                request.extensions_mut().insert(known.validity);
                 let answered = service.call(request);
                 self.in_time(answered, || entry.goes_on()).await
             }

@@ -57,7 +57,7 @@ impl VerdictService for Verdict {
         request: Request<Streaming<IngestStreamRequest>>,
     ) -> Result<Response<Self::IngestStreamStream>, Status> {
         let call = Call::of(&request)?;
-        let shared = self.0.on_connection_of(&request);
+        let shared = self.0.for_stream_of(&request);
         let stream = IngestStream::open(shared, call, request.into_inner())?;
         Ok(staying_open(stream.responses()))
     }
@@ -69,7 +69,7 @@ impl VerdictService for Verdict {
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let caller = caller(&request)?;
-        let shared = self.0.on_connection_of(&request);
+        let shared = self.0.for_stream_of(&request);
         let responses = shared.subscribe(&caller, request.into_inner()).await?;
         Ok(staying_open(responses))
     }

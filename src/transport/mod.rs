@@ -34,7 +34,7 @@ use tower::util::MapResponseLayer;
 
 use crate::{
     audit::Audit,
-    caller::Callers,
+    caller::{Callers, Validity},
     config::{LogConfig, LogKind, Reflection, ServerConfig},
     ingest::Ingestor,
     log::{
@@ -124,15 +124,29 @@ struct Shared {
     erasing: Erasing,
     /// Cancelled when the server begins to shut down; for a stream, also when its connection is to be left.
     draining: CancellationToken,
+    /// Of a stream: what ends it with the proof of who has opened it.
+    _watch: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 impl Shared {
-    /// What a stream shares, which ends with its connection.
-    fn on_connection_of<T>(&self, request: &Request<T>) -> Self {
+    /// What a stream shares, which ends with its connection, or with the proof of who has opened it.
+    fn for_stream_of<T>(&self, request: &Request<T>) -> Self {
         let connection = request.extensions().get::<ConnectionInfo>();
-        let closing = connection.map(|connection| connection.closing.clone());
+        let closing = connection.map_or(&self.draining, |connection| &connection.closing);
+        let draining = closing.child_token();
+        let validity = request.extensions().get::<Validity>();
+        let validity = validity.filter(|validity| !validity.is_endless());
+        let watch = validity.cloned().map(|validity| {
+            let draining = draining.clone();
+            let watch = tokio::spawn(async move {
+                validity.over(now()).await;
+                draining.cancel();
+            });
+            Arc::new(AbortOnDropHandle::new(watch))
+        });
         Self {
-            draining: closing.unwrap_or_else(|| self.draining.clone()),
+            draining,
+            _watch: watch,
             ..self.clone()
         }
     }
@@ -183,6 +197,7 @@ pub async fn run(
         log,
         started_at: now(),
         draining: draining.clone(),
+        _watch: None,
     };
     let ingests = shared.ingests.clone();
     let (health_reporter, health) = tonic_health::server::health_reporter();

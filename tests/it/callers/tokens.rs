@@ -11,14 +11,18 @@ use tokio::{
     time::{self, Duration},
 };
 use tonic::{Code, metadata::MetadataMap};
-use verdict::{caller::NewToken, config::ServerConfig};
+use verdict::{
+    caller::NewToken,
+    config::ServerConfig,
+    proto::{SubscribeMessage, SubscribeResponse},
+};
 
 use super::{
-    House, bearer, caller,
+    House, bearer, by, caller,
     issuer::{Issuer, claims, claims_but},
     metadata,
 };
-use crate::support::{PATIENCE, real_now};
+use crate::support::{PATIENCE, from_earliest, real_now, reason};
 
 const PATH: &str = "/verdict.v1.AdminService/ListSources";
 
@@ -204,7 +208,7 @@ async fn tokens_come_from_files_and_are_replaced_there() {
         NewToken::random().expect("bits"),
     );
     fs::write(&path, format!("{}\n", old.hash())).expect("a file");
-    let text = caller("admin", &[("admin", "")]);
+    let text = caller("admin", &[("admin subscribe", "")]);
     let (before, _) = text.split_once("tokens").expect("tokens");
     let (_, after) = text.split_once("[[callers.grants]]").expect("grants");
     let config = format!(
@@ -222,6 +226,9 @@ async fn tokens_come_from_files_and_are_replaced_there() {
     fs::write(&path, old.expose()).expect("a file");
     time::sleep(Duration::from_secs(3)).await;
     assert_eq!(code(&house, bearer(old.expose())).await, Code::Ok);
+    let mut client = house.client.clone();
+    let stream = client.subscribe(by(old.expose(), from_earliest())).await;
+    let mut stream = stream.expect("a stream").into_inner();
     fs::write(&path, new.hash().to_string()).expect("a file");
     let replaced = async {
         while code(&house, bearer(new.expose())).await != Code::Ok {
@@ -235,6 +242,7 @@ async fn tokens_come_from_files_and_are_replaced_there() {
         code(&house, bearer(old.expose())).await,
         Code::Unauthenticated
     );
+    ends(&mut stream).await;
     house.close().await;
 }
 
@@ -258,4 +266,47 @@ fn the_command_prints_a_token_and_what_to_configure() {
         line.trim_end(),
         format!("[{{ id = \"2026-06\", sha256 = \"{hash}\" }}]")
     );
+}
+
+/// A stream of a subscriber is told to end, and so cannot outlive the proof of who opened it.
+async fn ends(stream: &mut tonic::Streaming<SubscribeResponse>) {
+    let ending = async {
+        let mut is_told = false;
+        loop {
+            match stream.message().await {
+                Ok(Some(response)) => {
+                    is_told |= matches!(response.message, Some(SubscribeMessage::Draining(_)));
+                }
+                Ok(None) => panic!("it ends without an error"),
+                Err(ended) => return (is_told, reason(&ended)),
+            }
+        }
+    };
+    let ended = time::timeout(PATIENCE, ending).await.expect("it ends");
+    assert_eq!(ended, (true, "DRAINING".to_owned()));
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_the_jwt_expires_that_opened_it() {
+    let directory = TempDir::new().expect("a directory");
+    let issuer = Issuer::new();
+    let jwks = directory.path().join("jwks.json");
+    let config = with(SUBJECT).replace("\"admin\"]", "\"admin\", \"subscribe\"]");
+    let house = House::open(&format!("{config}{}", issuer.config(&jwks))).await;
+    let header = json!({ "alg": "ES256", "kid": "ec" });
+    // The leeway is 60 s.
+    let exp = real_now().as_second() - 58;
+    let token = issuer.sign(&header, &claims_but("exp", json!(exp)));
+    let mut client = house.client.clone();
+    let open = |token: &str| by(token, from_earliest());
+    let lasting = client.subscribe(open(&issuer.token("engine"))).await;
+    let mut lasting = lasting.expect("a stream").into_inner();
+    let short = client.subscribe(open(&token)).await;
+    let mut short = short.expect("a stream").into_inner();
+    ends(&mut short).await;
+    let again = client.subscribe(open(&token)).await;
+    assert_eq!(again.expect_err("expired").code(), Code::Unauthenticated);
+    let message = time::timeout(Duration::from_millis(200), lasting.message()).await;
+    assert!(!matches!(message, Ok(Err(_))), "the other one goes on");
+    house.close().await;
 }
