@@ -21,7 +21,7 @@ use tokio::{
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::{MAX_INGEST_STREAMS, Shared, answer::Answer, status};
+use super::{MAX_INGEST_STREAMS, Shared, answer::Answer, listener::ConnectionInfo, status};
 use crate::{
     allowance::Allowance,
     caller::{Caller, Callers},
@@ -73,14 +73,21 @@ impl Room {
         Self::new(self.what, most)
     }
 
+    /// A place in this share of a caller, without one in the room of all.
+    pub(super) fn take_of_caller(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let taken = Arc::clone(&self.places).try_acquire_owned();
+        taken.map_err(|_| {
+            let (what, most) = (self.what, self.most);
+            let message = format!("{most} {what} of this caller already; try again");
+            status::error(Code::Overloaded, message)
+        })
+    }
+
     /// A place in this room and in a share of it.
     pub(super) fn enter(&self, share: &Self) -> Result<Permit, Status> {
         let overloaded = |message| status::error(Code::Overloaded, message);
-        let (what, most) = (self.what, share.most);
-        let of_caller = Arc::clone(&share.places).try_acquire_owned();
-        let of_caller = of_caller
-            .map_err(|_| overloaded(format!("{most} {what} of this caller already; try again")))?;
-        let most = self.most;
+        let (what, most) = (self.what, self.most);
+        let of_caller = share.take_of_caller()?;
         let of_all = Arc::clone(&self.places).try_acquire_owned();
         let of_all = of_all.map_err(|_| overloaded(format!("{most} {what} already; try again")))?;
         Ok(Permit::new(Places {
@@ -92,6 +99,7 @@ impl Room {
 
 /// What is there for all callers.
 pub(super) struct Rooms {
+    connections: Room,
     calls: Room,
     pub(super) subscriptions: Room,
     pub(super) ingest_streams: Room,
@@ -100,6 +108,7 @@ pub(super) struct Rooms {
 impl Rooms {
     pub(super) fn new(config: &ServerConfig) -> Self {
         Self {
+            connections: Room::new("connections are open", config.max_connections),
             calls: Room::new("calls are being served", config.max_concurrent_calls),
             subscriptions: Room::new("subscriptions are open", config.max_subscriptions),
             ingest_streams: Room::new("ingest streams are open", MAX_INGEST_STREAMS),
@@ -109,6 +118,7 @@ impl Rooms {
 
 /// What is there for one caller.
 pub(super) struct Share {
+    connections: Room,
     calls: Room,
     pub(super) subscriptions: Room,
     pub(super) ingest_streams: Room,
@@ -117,8 +127,11 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Counts a call, if it may be made now.
-    pub(super) fn take_call(&self) -> Result<(), Status> {
+    /// Counts a call, if it may be made now. The first one proves its connection.
+    pub(super) fn take_call(&self, connection: Option<&ConnectionInfo>) -> Result<(), Status> {
+        if let Some(connection) = connection {
+            connection.seat.prove(&self.connections)?;
+        }
         match &self.rate {
             Some(rate) if !rate.take(Instant::now()) => {
                 let message = "the caller makes more calls than it may; try again";
@@ -145,7 +158,8 @@ pub(super) struct Shares {
 
 impl Shares {
     pub(super) fn new(rooms: &Rooms, config: &ServerConfig, callers: &Callers) -> Self {
-        let share = |calls, subscriptions, ingest_streams, per_second| Share {
+        let share = |connections, calls, subscriptions, ingest_streams, per_second| Share {
+            connections: rooms.connections.share(connections),
             calls: rooms.calls.share(calls),
             subscriptions: rooms.subscriptions.share(subscriptions),
             ingest_streams: rooms.ingest_streams.share(ingest_streams),
@@ -154,6 +168,7 @@ impl Shares {
         };
         let of_caller = |name: &str| {
             let share = share(
+                0,
                 config.max_concurrent_calls_per_caller,
                 config.max_subscriptions_per_caller,
                 0,
@@ -163,7 +178,7 @@ impl Shares {
         };
         Self {
             by_name: callers.names().map(of_caller).collect(),
-            anyone: Arc::new(share(usize::MAX, usize::MAX, usize::MAX, 0)),
+            anyone: Arc::new(share(usize::MAX, usize::MAX, usize::MAX, usize::MAX, 0)),
         }
     }
 

@@ -141,6 +141,9 @@ impl Gate {
     {
         let rule = self.rule(request.uri().path());
         if rule == Rule::Open {
+            if let Some(connection) = request.extensions().get::<ConnectionInfo>() {
+                connection.seat.has_called();
+            }
             return self.in_time(service.call(request), || false).await;
         }
         let names = certificate_names(&request);
@@ -149,10 +152,14 @@ impl Gate {
             Rule::Scope(scope) => Some(scope),
             Rule::Open | Rule::Known => None,
         };
+        let connection = request.extensions().get::<ConnectionInfo>().cloned();
         let entry = self
             .auditor
             .begin(&mut request, identity.as_ref().ok(), scope);
-        let response = match self.permit(identity, scope, &entry).await {
+        let response = match self
+            .permit(identity, connection.as_ref(), scope, &entry)
+            .await
+        {
             Ok(known) => {
                 request.extensions_mut().insert(known.caller);
                 request.extensions_mut().insert(known.validity);
@@ -168,13 +175,14 @@ impl Gate {
     async fn permit(
         &self,
         identity: Result<Identity, Refused>,
+        connection: Option<&ConnectionInfo>,
         scope: Option<Scope>,
         entry: &Entry,
     ) -> Result<Identity, Status> {
         let Ok(known) = identity else {
             return Err(self.unauthenticated().await);
         };
-        self.shares.of(&known.caller).take_call()?;
+        self.shares.of(&known.caller).take_call(connection)?;
         if let Some(scope) = scope
             && !known.caller.has(scope)
         {

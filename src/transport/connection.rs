@@ -1,4 +1,4 @@
-//! A connection that is open, and what ends it when HTTP/2 does not: a peer that takes nothing, and age.
+//! A connection that is open, and what ends it when HTTP/2 does not: a peer that takes nothing or proves nothing, and age.
 
 use std::{
     io,
@@ -11,14 +11,16 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
     time::{self, Sleep},
 };
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use super::listener::{ConnectionInfo, Limits, Opened};
+use super::{
+    listener::{ConnectionInfo, Limits, Opened},
+    seat::Seat,
+};
 
 /// How much later than the connection its streams are told to end, so that they do not begin anew on the same connection.
 const AFTER_GOAWAY: Duration = Duration::from_millis(250);
@@ -44,13 +46,50 @@ pub struct Connection {
     clock: Pin<Box<Sleep>>,
     grace: Duration,
     aged: bool,
-    _slot: OwnedSemaphorePermit,
+    /// Until somebody known has called.
+    unproved: Option<Unproved>,
+}
+
+/// What ends a connection on which nobody known has called.
+struct Unproved {
+    /// Its place was given to another.
+    given_away: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The time that there is for a call; `None` without a limit.
+    clock: Option<Pin<Box<Sleep>>>,
+    timeout: Duration,
+    is_over: bool,
+}
+
+impl Unproved {
+    fn new(seat: &Seat, timeout: Option<Duration>) -> Self {
+        Self {
+            given_away: Box::pin(seat.given_away().cancelled_owned()),
+            clock: timeout.map(|timeout| Box::pin(time::sleep(timeout))),
+            timeout: timeout.unwrap_or_default(),
+            is_over: false,
+        }
+    }
+
+    /// Whether the connection has to go.
+    fn is_over(&mut self, seat: &Seat, context: &mut Context<'_>) -> bool {
+        while let Some(clock) = &mut self.clock
+            && !self.is_over
+            && clock.as_mut().poll(context).is_ready()
+        {
+            match seat.take_has_called() {
+                true => clock.set(time::sleep(self.timeout)),
+                false => self.is_over = true,
+            }
+        }
+        self.is_over = self.is_over || self.given_away.as_mut().poll(context).is_ready();
+        self.is_over
+    }
 }
 
 impl Connection {
     pub(super) fn new(
         opened: Opened,
-        slot: OwnedSemaphorePermit,
+        seat: Arc<Seat>,
         limits: Limits,
         closing: CancellationToken,
     ) -> Self {
@@ -64,18 +103,32 @@ impl Connection {
             transport,
             beginning,
             replayed: 0,
+            unproved: Some(Unproved::new(&seat, limits.proof_timeout)),
             info: ConnectionInfo {
                 peer,
                 certificate: certificate.map(Arc::new),
                 closing,
+                seat,
             },
             write_timeout: limits.write_timeout,
             stalled: None,
             clock: Box::pin(time::sleep(limits.max_age.saturating_add(AFTER_GOAWAY))),
             grace: limits.grace,
             aged: false,
-            _slot: slot,
         }
+    }
+
+    /// Whether the connection has to go because nobody known has called on it.
+    fn has_to_go(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(unproved) = &mut self.unproved else {
+            return false;
+        };
+        let seat = &self.info.seat;
+        if seat.is_proved() {
+            self.unproved = None;
+            return false;
+        }
+        unproved.is_over(seat, context)
     }
 
     /// Tells the streams when the connection has come to its age, and fails when its grace is over too.
@@ -103,6 +156,10 @@ impl Connection {
             self.stalled = None;
             return Poll::Ready(written);
         }
+        if self.has_to_go(context) {
+            // Its place is that of another already.
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let timeout = self.write_timeout;
         let stalled = self
             .stalled
@@ -112,6 +169,13 @@ impl Connection {
             io::ErrorKind::TimedOut,
             "the peer takes nothing",
         )))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Calls that have not ended yet know the seat too.
+        self.info.seat.leave();
     }
 }
 
@@ -131,6 +195,10 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.check_age(context)?;
+        if this.has_to_go(context) {
+            // As if the client had gone: so the connection is closed in order.
+            return Poll::Ready(Ok(()));
+        }
         let beginning = &this.beginning[this.replayed..];
         if beginning.is_empty() {
             return Pin::new(&mut this.transport).poll_read(context, buffer);

@@ -5,8 +5,8 @@
 //! keeps nobody waiting. Openings have room of their own, and when there are too many of them, the oldest goes: an honest
 //! client needs milliseconds, so it is never the oldest for long.
 //!
-//! A connection that is open takes one of [`Limits::max_connections`]. When all are taken, a new one is closed at once, and
-//! those that are open go on.
+//! A connection that is open takes one of [`Limits::max_connections`]. When all are taken, one on which no known caller has
+//! called makes room; when there is none of these, a new one is closed at once, and those that are open go on.
 
 use std::{
     collections::VecDeque,
@@ -22,7 +22,6 @@ use futures_util::Stream;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::{AbortHandle, JoinSet},
     time::{self, Sleep},
 };
@@ -31,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     connection::{Connection, Transport},
+    seat::{Seat, Seats},
     tls::Tls,
 };
 
@@ -65,6 +65,9 @@ pub struct Limits {
     pub max_connections: usize,
     /// How long opening may take.
     pub handshake_timeout: Duration,
+    /// How long it may then take until somebody known calls, or somebody unknown what anyone may call. `None` where nobody
+    /// is known.
+    pub proof_timeout: Option<Duration>,
     /// How long a peer may take nothing of what is written to it.
     pub write_timeout: Duration,
     /// After which time the streams of a connection are told to end.
@@ -80,7 +83,7 @@ pub struct Listener {
     protocol: Protocol,
     limits: Limits,
     closing: CancellationToken,
-    slots: Arc<Semaphore>,
+    seats: Seats,
     openings: JoinSet<io::Result<Opened>>,
     /// The openings in the order in which they began; some of them have ended.
     oldest: VecDeque<AbortHandle>,
@@ -105,7 +108,7 @@ impl Listener {
             protocol,
             limits,
             closing,
-            slots: Arc::new(Semaphore::new(limits.max_connections)),
+            seats: Seats::new(limits.max_connections),
             openings: JoinSet::new(),
             oldest: VecDeque::new(),
             pause: None,
@@ -141,7 +144,7 @@ impl Listener {
     }
 
     fn begin(&mut self, tcp: TcpStream, peer: SocketAddr) {
-        if self.slots.available_permits() == 0 {
+        if !self.seats.has_room() {
             tracing::debug!("a connection is closed: there are as many as there may be");
             return;
         }
@@ -184,13 +187,13 @@ impl Stream for Listener {
                 // Accepting wakes us.
                 None => return Poll::Pending,
             };
-            match Arc::clone(&this.slots).try_acquire_owned() {
-                Ok(slot) => {
+            match this.seats.take() {
+                Some(seat) => {
                     let closing = this.closing.child_token();
-                    let connection = Connection::new(opened, slot, this.limits, closing);
+                    let connection = Connection::new(opened, seat, this.limits, closing);
                     return Poll::Ready(Some(Ok(connection)));
                 }
-                Err(_) => {
+                None => {
                     tracing::debug!("a connection is closed: there are as many as there may be");
                 }
             }
@@ -274,6 +277,8 @@ pub struct ConnectionInfo {
     pub certificate: Option<Arc<PeerCertificate>>,
     /// Cancelled when the connection is to be left: it has come to its age, or the server shuts down.
     pub closing: CancellationToken,
+    /// The place that the connection has.
+    pub(super) seat: Arc<Seat>,
 }
 
 /// What a client's certificate says of it.

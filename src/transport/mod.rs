@@ -16,6 +16,7 @@ mod list;
 pub mod listener;
 mod page;
 mod quarantine;
+mod seat;
 mod status;
 mod subscribe;
 pub mod tls;
@@ -231,7 +232,7 @@ pub async fn run(
         now,
         draining.clone(),
     );
-    let limits = connection_limits(&shared.config);
+    let limits = connection_limits(&shared.config, &access.callers);
     let listener = Listener::new(listener, tls, HTTP2, limits, draining.clone());
     let server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
@@ -305,10 +306,12 @@ pub fn load_tls(config: &ServerConfig) -> Result<Option<Tls>, TlsError> {
     config.tls.clone().map(load).transpose()
 }
 
-fn connection_limits(config: &ServerConfig) -> Limits {
+fn connection_limits(config: &ServerConfig, callers: &Callers) -> Limits {
+    let proof_timeout = Duration::from_secs(config.call_timeout_seconds);
     Limits {
         max_connections: config.max_connections,
         handshake_timeout: Duration::from_secs(config.handshake_timeout_seconds),
+        proof_timeout: callers.are_asked().then_some(proof_timeout),
         write_timeout: Duration::from_secs(config.write_timeout_seconds),
         max_age: Duration::from_secs(config.max_connection_age_seconds),
         grace: Duration::from_secs(config.max_connection_age_grace_seconds),

@@ -165,6 +165,56 @@ async fn a_flood_of_silent_connections_keeps_nobody_out() {
 }
 
 #[tokio::test]
+async fn a_flood_of_connections_without_calls_keeps_nobody_out_and_nobody_known_goes() {
+    const FLOOD: usize = 40;
+    let server = server(ServerConfig {
+        max_connections: 8,
+        ..server_config()
+    })
+    .await;
+    // Two connections on which there were calls.
+    server.accept("1").await;
+    let mut client = VerdictServiceClient::new(connect(&server.url).await);
+    let mut stream = client
+        .subscribe(from_earliest())
+        .await
+        .unwrap()
+        .into_inner();
+    next_event(&mut stream).await;
+    let mut flood = Vec::new();
+    for _ in 0..FLOOD {
+        let mut silent = raw(&server).await;
+        let _closed_already = silent.write_all(&[PREFACE, SETTINGS].concat()).await;
+        flood.push(silent);
+    }
+    time::sleep(Duration::from_millis(1500)).await;
+
+    // Each that comes takes the place of the oldest that is silent, and of none that has called.
+    let mut welcome = Vec::new();
+    for id in 2..8 {
+        let mut client = VerdictServiceClient::new(connect(&server.url).await);
+        let answer = client.ingest(gu1_request(gu1_body(&id.to_string()))).await;
+        answer.unwrap_or_else(|refused| panic!("{id}: {refused}"));
+        next_event(&mut stream).await;
+        welcome.push(client);
+    }
+    for silent in &mut flood {
+        closed(silent).await;
+    }
+    server.accept("8").await;
+    next_event(&mut stream).await;
+    for client in &mut welcome {
+        client.ingest(gu1_request(gu1_body("1"))).await.unwrap();
+    }
+    // Now all are known, and one more is closed, however long it waits.
+    time::sleep(Duration::from_millis(1500)).await;
+    let mut ninth = raw(&server).await;
+    let _closed_already = ninth.write_all(PREFACE).await;
+    let took = closed(&mut ninth).await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_frame_that_comes_byte_by_byte_does_not_keep_a_connection() {
     let server = server(ServerConfig {
         keepalive_interval_seconds: 1,

@@ -274,6 +274,7 @@ async fn the_names_of_a_client_are_those_of_its_certificate() {
     let limits = Limits {
         max_connections: 2,
         handshake_timeout: PATIENCE,
+        proof_timeout: None,
         write_timeout: PATIENCE,
         max_age: PATIENCE,
         grace: PATIENCE,
