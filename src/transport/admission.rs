@@ -21,7 +21,12 @@ use tokio::{
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::{MAX_INGEST_STREAMS, Shared, answer::Answer, listener::ConnectionInfo, status};
+use super::{
+    MAX_INGEST_STREAMS, Shared,
+    answer::{Answer, Held},
+    listener::ConnectionInfo,
+    status,
+};
 use crate::{
     allowance::Allowance,
     caller::{Caller, Callers},
@@ -189,7 +194,7 @@ impl Shares {
     }
 }
 
-/// A service whose calls are admitted first. Health and reflection do without.
+/// A service whose calls are admitted first. Health and reflection are bounded apart from it.
 #[derive(Clone)]
 pub(super) struct Admitted<S> {
     service: S,
@@ -240,8 +245,8 @@ where
         Box::pin(async move {
             let Ok(mut response) = answered.await;
             let stays_open = response.extensions_mut().remove::<StaysOpen>().is_some();
-            let permit = (!stays_open).then_some(permit);
-            Ok(response.map(|body| Answer::body(body, permit, timeout)))
+            let held = (!stays_open).then(|| Box::new(permit) as Held);
+            Ok(response.map(|body| Answer::body(body, held, timeout)))
         })
     }
 }

@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -17,15 +17,21 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{self, Instant};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Status, body::Body};
 
-use super::{admission::Permit, status};
+use super::status;
 use crate::error::Code;
 
 /// The most of an answer that is handed to HTTP/2 at once. What it has been handed stays in memory until the client takes
 /// it, so more than this is copied: a part of a larger buffer would keep all of it.
 const PIECE_BYTES: usize = 16 << 10;
+
+/// How long an answer that is to end may lie.
+const LAST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What is given back by dropping it.
+pub(super) type Held = Box<dyn Send>;
 
 /// The body of a response.
 pub(super) struct Answer {
@@ -39,27 +45,43 @@ struct Rest {
     body: Option<Body>,
     /// Pieces of what the body gave last.
     pieces: VecDeque<Bytes>,
-    permit: Option<Permit>,
+    held: Option<Held>,
     /// How it ends, when it was left lying.
     end: Option<Frame<Bytes>>,
+    /// Whether it ends as soon as there is nothing to be taken.
+    is_ending: bool,
+    /// Who waits for us.
+    waiting: Option<Waker>,
     /// Since when there is something that nobody asks for; `None` while the client waits for us.
     lies_since: Option<Instant>,
 }
 
 impl Answer {
-    /// A body that gives the permit back when it was taken, or when it has lain for this long.
-    pub(super) fn body(body: Body, permit: Option<Permit>, timeout: Duration) -> Body {
+    /// A body that gives back what it holds when it was taken, or when it has lain for this long.
+    pub(super) fn body(body: Body, held: Option<Held>, timeout: Duration) -> Body {
+        Self::until(CancellationToken::new(), body, held, timeout)
+    }
+
+    /// The same, but a stream also ends, with what it has to say at this moment, when `end` is cancelled.
+    pub(super) fn until(
+        end: CancellationToken,
+        body: Body,
+        held: Option<Held>,
+        timeout: Duration,
+    ) -> Body {
         if body.is_end_stream() {
             return body;
         }
         let rest = Arc::new(Mutex::new(Rest {
             body: Some(body),
             pieces: VecDeque::new(),
-            permit,
+            held,
             end: None,
+            is_ending: false,
+            waiting: None,
             lies_since: Some(Instant::now()),
         }));
-        let watchman = tokio::spawn(watch(Arc::clone(&rest), timeout));
+        let watchman = tokio::spawn(watch(Arc::clone(&rest), end, timeout));
         Body::new(Self {
             rest,
             _watchman: AbortOnDropHandle::new(watchman),
@@ -67,16 +89,21 @@ impl Answer {
     }
 }
 
-async fn watch(rest: Arc<Mutex<Rest>>, timeout: Duration) {
+async fn watch(rest: Arc<Mutex<Rest>>, end: CancellationToken, mut timeout: Duration) {
+    let mut is_ending = false;
     loop {
         let lies_since = {
             let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
+            if is_ending && !rest.is_ending {
+                rest.is_ending = true;
+                if let Some(waiting) = rest.waiting.take() {
+                    waiting.wake();
+                }
+            }
             match rest.lies_since {
                 Some(since) if since.elapsed() >= timeout => {
                     rest.end = Some(left_lying(timeout));
-                    rest.body = None;
-                    rest.pieces = VecDeque::new();
-                    rest.permit = None;
+                    rest.give_up();
                     tracing::debug!("an answer was not taken in time");
                     return;
                 }
@@ -84,7 +111,13 @@ async fn watch(rest: Arc<Mutex<Rest>>, timeout: Duration) {
                 None => Instant::now(),
             }
         };
-        time::sleep_until(lies_since + timeout).await;
+        tokio::select! {
+            () = time::sleep_until(lies_since + timeout) => {}
+            () = end.cancelled(), if !is_ending => {
+                is_ending = true;
+                timeout = timeout.min(LAST_TIMEOUT);
+            }
+        }
     }
 }
 
@@ -94,7 +127,10 @@ fn left_lying(timeout: Duration) -> Frame<Bytes> {
         "nothing of the answer was taken for {} s",
         timeout.as_secs()
     );
-    let status = status::error(Code::Overloaded, message);
+    trailers(&status::error(Code::Overloaded, message))
+}
+
+fn trailers(status: &Status) -> Frame<Bytes> {
     let mut trailers = HeaderMap::new();
     // The message is one that a header can hold.
     let _ = status.add_header(&mut trailers);
@@ -102,6 +138,12 @@ fn left_lying(timeout: Duration) -> Frame<Bytes> {
 }
 
 impl Rest {
+    fn give_up(&mut self) {
+        self.body = None;
+        self.pieces = VecDeque::new();
+        self.held = None;
+    }
+
     fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
@@ -112,9 +154,17 @@ impl Rest {
         let Some(body) = &mut self.body else {
             return Poll::Ready(self.end.take().map(Ok));
         };
-        let frame = match ready!(Pin::new(body).poll_frame(context)) {
-            Some(Ok(frame)) => frame,
-            ended => return Poll::Ready(ended),
+        let frame = match Pin::new(body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Pending if self.is_ending => {
+                self.give_up();
+                return Poll::Ready(Some(Ok(trailers(&status::draining()))));
+            }
+            Poll::Pending => {
+                self.waiting = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+            ended => return ended,
         };
         Poll::Ready(Some(Ok(match frame.into_data() {
             Ok(data) if data.len() > PIECE_BYTES => {

@@ -14,6 +14,7 @@ mod ingest;
 mod ingest_stream;
 mod list;
 pub mod listener;
+mod open;
 mod page;
 mod quarantine;
 mod seat;
@@ -59,6 +60,7 @@ use self::{
     auditing::Auditor,
     authorization::{Authorization, Gate},
     listener::{ConnectionInfo, HTTP2, Limits, Listener},
+    open::{MAX_HEALTH_REQUEST_BYTES, MAX_REFLECTION_REQUEST_BYTES, Open, Places},
     tls::{Tls, TlsError},
 };
 
@@ -203,6 +205,11 @@ pub async fn run(
     let ingests = shared.ingests.clone();
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health::report(&health_reporter, ServingStatus::Serving).await;
+    let places = Places::new(draining.clone());
+    let health = Open::new(
+        health.max_decoding_message_size(MAX_HEALTH_REQUEST_BYTES),
+        &places,
+    );
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
@@ -212,6 +219,14 @@ pub async fn run(
     };
 
     let reflection = shared.config.reflection != Reflection::Off;
+    let v1 = reflection.then(|| descriptors().build_v1()).transpose()?;
+    let v1 = v1.map(|service| service.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES));
+    let v1 = v1.map(|service| Open::new(service, &places));
+    let v1alpha = reflection.then(|| descriptors().build_v1alpha());
+    let v1alpha = v1alpha.transpose()?;
+    let v1alpha =
+        v1alpha.map(|service| service.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES));
+    let v1alpha = v1alpha.map(|service| Open::new(service, &places));
     let gate = Gate::new(
         Arc::clone(&access.callers),
         shared.config.reflection,
@@ -255,12 +270,8 @@ pub async fn run(
         .add_service(verdict_service(&shared))
         .add_service(admin_service(&shared))
         .add_service(health)
-        .add_optional_service(reflection.then(|| descriptors().build_v1()).transpose()?)
-        .add_optional_service(
-            reflection
-                .then(|| descriptors().build_v1alpha())
-                .transpose()?,
-        )
+        .add_optional_service(v1)
+        .add_optional_service(v1alpha)
         .serve_with_incoming_shutdown(listener, draining.clone().cancelled_owned());
 
     let end = async {

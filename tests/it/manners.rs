@@ -8,7 +8,8 @@ use prost_types::FileDescriptorProto;
 use tokio::time;
 use tonic::transport::Endpoint;
 use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_client::HealthClient,
 };
 use tonic_reflection::pb::{v1, v1alpha};
 
@@ -45,6 +46,143 @@ async fn health_is_told_for_each_service_and_ends_first() {
     for watch in &mut watches {
         assert!(watch.message().await.unwrap().is_none());
     }
+}
+
+#[tokio::test]
+async fn health_and_reflection_read_no_more_than_a_name() {
+    let server = Server::start().await;
+    let check = async |bytes| {
+        let service = "x".repeat(bytes);
+        let mut health = HealthClient::new(server.channel.clone());
+        let checked = health.check(HealthCheckRequest { service }).await;
+        checked.unwrap_err()
+    };
+    assert_eq!(check(4_000).await.code(), tonic::Code::NotFound);
+    assert_eq!(reason(&check(5_000).await), "PAYLOAD_TOO_LARGE");
+    let reflect = async |bytes: usize| {
+        let mut client =
+            v1::server_reflection_client::ServerReflectionClient::new(server.channel.clone());
+        let host = "x".repeat(bytes);
+        let request = reflection_request(host);
+        let answers = client.server_reflection_info(tokio_stream::once(request));
+        answers.await.unwrap().into_inner().message().await
+    };
+    assert!(reflect(60_000).await.unwrap().is_some());
+    assert!(reflect(70_000).await.ok().flatten().is_none());
+    server.stop().await;
+}
+
+fn reflection_request(host: String) -> v1::ServerReflectionRequest {
+    let list = v1::server_reflection_request::MessageRequest::ListServices(String::new());
+    v1::ServerReflectionRequest {
+        host,
+        message_request: Some(list),
+    }
+}
+
+#[tokio::test]
+async fn nobody_keeps_others_from_asking_for_health() {
+    const FLOOD: usize = 400;
+    let server = Server::start().await;
+    let honest = async || {
+        let mut health = HealthClient::new(server.channel.clone());
+        let checked = health.check(HealthCheckRequest::default());
+        let checked = time::timeout(Duration::from_secs(5), checked).await;
+        let status = checked.expect("an answer").expect("health").into_inner();
+        assert_eq!(status.status(), ServingStatus::Serving);
+    };
+    // Requests that never come.
+    let half = crate::support::connect(&server.url).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..FLOOD {
+        let mut grpc = tonic::client::Grpc::new(half.clone());
+        calls.spawn(async move {
+            grpc.ready().await.unwrap();
+            let path = "/grpc.health.v1.Health/Check".parse().unwrap();
+            let never = tonic::Request::new(tokio_stream::pending::<HealthCheckRequest>());
+            let codec = tonic_prost::ProstCodec::<_, HealthCheckResponse>::default();
+            grpc.client_streaming(never, path, codec).await.map(drop)
+        });
+    }
+    // The oldest have gone.
+    for _ in 0..FLOOD - 256 {
+        let ended = time::timeout(PATIENCE, calls.join_next()).await.unwrap();
+        let ended = ended.unwrap().unwrap().unwrap_err();
+        assert_eq!(reason(&ended), "OVERLOADED");
+    }
+    honest().await;
+    // Answers that nobody takes.
+    let endpoint = Endpoint::from_shared(server.url.clone()).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(Some(0));
+    let closed = endpoint.connect().await.unwrap();
+    for _ in 0..FLOOD {
+        let mut health = HealthClient::new(closed.clone());
+        calls.spawn(async move {
+            let checked = health.check(HealthCheckRequest::default()).await;
+            checked.map(drop)
+        });
+    }
+    time::sleep(Duration::from_millis(500)).await;
+    honest().await;
+    server.accept("1").await;
+    calls.abort_all();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn watches_are_bounded_and_end_with_their_connection() {
+    let mut config = crate::support::server_config();
+    config.max_connection_age_seconds = 6;
+    let server = Server::start_with(config, crate::support::memory_log()).await;
+    let watch = async || {
+        let mut health = HealthClient::new(server.channel.clone());
+        let watch = health.watch(HealthCheckRequest::default()).await;
+        watch.map(tonic::Response::into_inner)
+    };
+    let mut watches = Vec::new();
+    for _ in 0..256 {
+        watches.push(watch().await.expect("a watch"));
+    }
+    assert_eq!(reason(&watch().await.unwrap_err()), "OVERLOADED");
+    let mut health = HealthClient::new(server.channel.clone());
+    let checked = health.check(HealthCheckRequest::default()).await;
+    checked.expect("health, all the same");
+    drop(watches.pop());
+    let again = time::timeout(PATIENCE, async {
+        loop {
+            match watch().await {
+                Ok(watch) => break watch,
+                Err(_) => time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    });
+    let mut again = again.await.expect("a place");
+    again.message().await.unwrap().expect("a status");
+    let ended = time::timeout(PATIENCE, again.message()).await.unwrap();
+    assert_eq!(reason(&ended.unwrap_err()), "DRAINING");
+}
+
+#[tokio::test]
+async fn who_asks_for_the_services_does_not_hold_up_the_end() {
+    let server = Server::start().await;
+    let mut client =
+        v1::server_reflection_client::ServerReflectionClient::new(server.channel.clone());
+    let (sender, requests) = tokio::sync::mpsc::channel(1);
+    sender
+        .send(reflection_request(String::new()))
+        .await
+        .unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let answers = client.server_reflection_info(requests).await;
+    let mut answers = answers.unwrap().into_inner();
+    answers.message().await.unwrap().expect("the services");
+    let begun = time::Instant::now();
+    server.stop().await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    // It is told so, or it is at its end.
+    assert!(answers.message().await.ok().flatten().is_none());
+    drop(sender);
 }
 
 /// The files that describe a service, as a client that knows nothing gets them: one by the name of the service, the
