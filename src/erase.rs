@@ -318,9 +318,10 @@ impl Erasure {
             .verification_id()
             .map(|id| event::key_of_verification(&source.provider, &source.account, id));
         let is_named = self.target.is_named(&told);
-        let is_known = verification.is_some_and(|key| self.verifications.contains(&key));
+        let is_of_known = told.names_nobody()
+            && verification.is_some_and(|key| self.verifications.contains(&key));
         let is_correction = original.is_some_and(|id| self.originals.contains(&id));
-        if !is_named && !(is_known && told.names_nobody()) && !is_correction {
+        if !(is_named || is_of_known || is_correction) {
             return Ok(false);
         }
         if let Some(original) = original
@@ -340,14 +341,14 @@ impl Erasure {
 
     /// Remembers an event about the subject. Says whether it was not known before.
     fn remember(&mut self, original: Uuid) -> bool {
-        if self.originals.len() >= MAX_ORIGINALS && !self.originals.contains(&original) {
-            error!(
-                erase.events = MAX_ORIGINALS,
-                "a subject has so many events that corrections of further ones may not be found"
-            );
+        if self.originals.len() >= MAX_ORIGINALS {
             return false;
         }
-        self.originals.insert(original)
+        let is_new = self.originals.insert(original);
+        if is_new && self.originals.len() == MAX_ORIGINALS {
+            error!("a subject has so many events that not all of their corrections may be found");
+        }
+        is_new
     }
 
     /// Finds the events of a verification that name nobody, up to where the walk is.

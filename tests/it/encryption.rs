@@ -19,8 +19,8 @@ use verdict::{
     config::{EncryptionConfig, LogConfig, Retention},
     event,
     log::{
-        AppendError, Appended, EncryptionStats, EraseError, EventLog, NewEvent, NewQuarantined,
-        Position, QuarantineKind, StoredEvent,
+        AppendError, Appended, EncryptionStats, EraseError, EventLog, Health, NewEvent,
+        NewQuarantined, Position, QuarantineKind, StoredEvent,
         disk::Disk,
         embedded::{EmbeddedLog, OpenError, new_master_key},
     },
@@ -29,7 +29,7 @@ use verdict::{
 use crate::{
     backup::{copy, copy_log},
     log::{ALL, at, new_event, whole},
-    simulated_disk::{EIO, Fault, SimulatedDisk},
+    simulated_disk::{EIO, EROFS, Fault, SimulatedDisk},
     support::{PATIENCE, log_config},
 };
 
@@ -691,6 +691,45 @@ async fn a_master_key_that_was_added_and_never_synced_outlives_the_power_before_
         drop(log);
         assert_eq!(read_all(&open(&disk)).await, [Read::Everything; 3]);
     }
+}
+
+#[test]
+fn what_is_erased_after_a_master_key_could_not_take_over_everywhere_stays_erased() {
+    let run = async |seed| {
+        let mut rng = Rng::with_seed(seed);
+        let directory = TempDir::new().unwrap();
+        let file = directory.path().join("keys.txt");
+        let (old, new) = (new_master_key().unwrap(), new_master_key().unwrap());
+        write_master_keys(&file, &[&old]);
+        let config = with_master_key(&directory.path().join("log"), &file);
+        let open = |disk: &SimulatedDisk| {
+            let disk = Arc::new(disk.clone());
+            EmbeddedLog::open_on(disk, &config, Uuid::from_u128(7)).unwrap()
+        };
+        let disk = SimulatedDisk::new(seed);
+        let log = open(&disk);
+        append(&log, 1..=60).await;
+        drop(log);
+        write_master_keys(&file, &[&new, &old]);
+        let log = open(&disk);
+        time::sleep(Duration::from_millis(600)).await;
+        // The first copy takes the place of its file, the second cannot.
+        disk.fail_writes(Some(Fault::always(EROFS).after(1)));
+        eventually(|| *log.health().borrow() != Health::Well).await;
+        disk.fail_writes(None);
+        log.erase(vec![Position(1)]).await.unwrap();
+        let disk = disk.cut(&mut rng);
+        drop(log);
+        let log = open(&disk);
+        let all = read_all(&log).await;
+        assert_eq!((all[0], all[59]), (Read::Nothing, Read::Everything));
+        eventually(|| encryption(&log).to_rewrap == 0).await;
+    };
+    thread::scope(|scope| {
+        for seed in 0..12 {
+            scope.spawn(move || tokio::runtime::Runtime::new().unwrap().block_on(run(seed)));
+        }
+    });
 }
 
 #[tokio::test]
