@@ -2,6 +2,7 @@
 
 mod audit;
 mod configuration;
+mod connections;
 mod isolation;
 mod issuer;
 mod limits;
