@@ -12,6 +12,7 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,6 +20,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 use tokio::{
     task,
@@ -93,7 +95,12 @@ impl Files {
 
 /// Reads a file into memory that is wiped on drop, and that never moves, because what it leaves behind would not be.
 fn read_file(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut file = File::open(path)?;
+    // Else a pipe would have us wait for whoever writes to it.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(flags.cast_signed())
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("not a file"));
@@ -192,6 +199,7 @@ impl Watched {
 mod tests {
     use std::{fs, os::unix::fs::symlink, sync::Mutex};
 
+    use rustix::fs::{CWD, FileType, Mode};
     use tempfile::TempDir;
 
     use super::*;
@@ -324,7 +332,11 @@ mod tests {
             .unwrap();
         let why = read_file(&large).unwrap_err().to_string();
         assert!(why.contains("larger than"), "{why}");
-        let why = read_file(directory.path()).unwrap_err().to_string();
-        assert!(why.contains("not a file"), "{why}");
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for other in [directory.path(), &pipe, Path::new("/dev/zero")] {
+            let why = read_file(other).unwrap_err().to_string();
+            assert!(why.contains("not a file"), "{why}");
+        }
     }
 }

@@ -25,6 +25,7 @@ use std::{
     env, fmt,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
@@ -138,6 +139,9 @@ impl CliError {
     }
 }
 
+/// How long threads may take to end once the command has.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -145,7 +149,10 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return report(&CliError::failed(error)),
     };
-    match runtime.block_on(run(cli.command)) {
+    let ended = runtime.block_on(run(cli.command));
+    // A thread that waits for a disk which does not answer must not keep the process.
+    runtime.shutdown_timeout(LAST_WAIT);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }

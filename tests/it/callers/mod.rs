@@ -3,6 +3,7 @@
 mod audit;
 mod configuration;
 mod connections;
+mod ending;
 mod isolation;
 mod issuer;
 mod limits;
