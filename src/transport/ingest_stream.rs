@@ -132,17 +132,33 @@ impl IngestStream {
             request,
         } = request;
         let begun = self.begin(&correlation_id, request, request_bytes);
+        let begun = begun.map_err(|refused| (refused, self.count_refused()));
         let shared = self.shared.clone();
         self.answers.push(Box::pin(async move {
             let result = match begun {
                 Ok(begun) => shared.finish(begun).await,
-                Err(refused) => Err(refused),
+                Err((refused, counted)) => {
+                    counted.await;
+                    Err(refused)
+                }
             };
             Answer {
                 response: answer(correlation_id, result),
                 request_bytes,
             }
         }));
+    }
+
+    /// Counts a request that was refused, before it is answered and another is read: it costs as much as one that is taken,
+    /// or a caller could send them as fast as the wire allows.
+    fn count_refused(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let (has_come, waits) = oneshot::channel();
+        self.waits = Some(waits);
+        let share = Arc::clone(&self.share);
+        async move {
+            share.take_webhook().await;
+            let _ = has_come.send(());
+        }
     }
 
     fn begin(
@@ -174,7 +190,7 @@ impl IngestStream {
 
 /// Waits for the turn of a request. `None` when none waits.
 async fn turn(waits: &mut Option<oneshot::Receiver<()>>) -> Option<()> {
-    // A request that was refused has no turn, and keeps nobody waiting.
+    // What could not be begun any more has no turn, and keeps nobody waiting.
     let _ = waits.as_mut()?.await;
     Some(())
 }

@@ -90,6 +90,40 @@ async fn a_caller_makes_so_many_calls_in_a_second_and_keeps_nobody_from_making_h
 }
 
 #[tokio::test]
+async fn what_is_refused_on_a_stream_counts_too() {
+    let house = House::open_with(&two_callers(), |server| {
+        server.max_calls_per_second_per_caller = 5;
+    })
+    .await;
+    let refused = [
+        (String::new(), None),
+        ("x".repeat(200), Some(gu1_request(gu1_body("1")))),
+        (String::new(), Some(IngestRequest::default())),
+    ];
+    let begin = Instant::now();
+    let requests = (0..15).map(|number| {
+        let (correlation_id, request) = refused[number % refused.len()].clone();
+        IngestStreamRequest {
+            correlation_id,
+            request,
+        }
+    });
+    let requests: Vec<_> = requests.collect();
+    let stream = house
+        .client
+        .clone()
+        .ingest_stream(by("a", tokio_stream::iter(requests)))
+        .await;
+    let answers: Vec<_> = stream.expect("a stream").into_inner().collect().await;
+    assert_eq!(answers.len(), 15);
+    assert!(answers.iter().all(Result::is_ok));
+    let took = begin.elapsed();
+    assert!(took > Duration::from_millis(1500), "{took:?}");
+    assert_eq!(house.log.tail().end().0, 0);
+    house.close().await;
+}
+
+#[tokio::test]
 async fn answers_that_nobody_takes_hold_a_share_of_the_calls_and_for_a_while_only() {
     let house = House::open_with(&two_callers(), |server| {
         server.max_concurrent_calls = 8;
