@@ -401,7 +401,7 @@ impl Crashing {
                 .is_some_and(|parent| parent.ends_with("events"))
                 && path.extension().is_some_and(|found| found == extension)
         };
-        disk.paths().into_iter().filter(of_events).next_back()
+        disk.paths().into_iter().rfind(of_events)
     }
 
     fn is_full(&self) -> bool {
