@@ -159,6 +159,8 @@ pub(super) struct Shares {
     by_name: HashMap<String, Arc<Share>>,
     /// Of whoever calls when nobody is asked: everything.
     anyone: Arc<Share>,
+    /// Of all callers that have a name and no share of their own. There are none, unless we are wrong.
+    others: Arc<Share>,
 }
 
 impl Shares {
@@ -171,26 +173,29 @@ impl Shares {
             // A second's worth may come at once.
             rate: (per_second > 0).then(|| Allowance::new(per_second, per_second)),
         };
-        let of_caller = |name: &str| {
-            let share = share(
+        let of_caller = || {
+            Arc::new(share(
                 0,
                 config.max_concurrent_calls_per_caller,
                 config.max_subscriptions_per_caller,
                 0,
                 config.max_calls_per_second_per_caller,
-            );
-            (name.to_owned(), Arc::new(share))
+            ))
         };
+        let names = callers.names();
         Self {
-            by_name: callers.names().map(of_caller).collect(),
+            by_name: names.map(|name| (name.to_owned(), of_caller())).collect(),
+            others: of_caller(),
             anyone: Arc::new(share(usize::MAX, usize::MAX, usize::MAX, usize::MAX, 0)),
         }
     }
 
     /// The share of a caller.
     pub(super) fn of(&self, caller: &Caller) -> &Arc<Share> {
-        let named = caller.name().and_then(|name| self.by_name.get(name));
-        named.unwrap_or(&self.anyone)
+        match caller.name() {
+            None => &self.anyone,
+            Some(name) => self.by_name.get(name).unwrap_or(&self.others),
+        }
     }
 }
 
@@ -253,4 +258,20 @@ where
 
 impl<S: NamedService> NamedService for Admitted<S> {
     const NAME: &'static str = S::NAME;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Variables};
+
+    #[test]
+    fn only_who_has_no_name_has_everything() {
+        let config = config::parse("", &Variables::new()).unwrap().server;
+        let shares = Shares::new(&Rooms::new(&config), &config, &Callers::anyone());
+        let calls = |caller: Caller| shares.of(&caller).calls.most;
+        assert_eq!(calls(Caller::anyone()), config.max_concurrent_calls);
+        let share = config.max_concurrent_calls / 4;
+        assert_eq!(calls(Caller::new("unheard-of", [])), share);
+    }
 }
