@@ -11,14 +11,18 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
-use super::{CliError, ConfigArg};
+use super::{CliError, ConfigArg, output};
 use crate::{
     audit::Audit,
     log::Position,
     transport::{self, Access},
 };
+
+const INSECURE: &str = "server.insecure is set: without TLS anyone on the way can listen in, and without callers anyone who \
+                        can connect may read and write";
 
 /// Runs the service.
 ///
@@ -55,9 +59,12 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         tracing::warn!(
             server.tls = loaded.server.tls.is_some(),
             callers.asked = access.callers.are_asked(),
-            "server.insecure is set: without TLS anyone on the way can listen in, and without callers anyone who can \
-             connect may read and write"
+            "{INSECURE}"
         );
+        // No level of logging hides it.
+        if !tracing::enabled!(Level::WARN) {
+            output::complain(&format!("warning: {INSECURE}"));
+        }
     }
     tracing::info!(
         server.tls = loaded.server.tls.is_some(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use prost::Message;
 use prost_reflect::DescriptorPool;
 use prost_types::FileDescriptorProto;
-use tokio::time;
+use tokio::{io::AsyncReadExt, time};
 use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
@@ -318,4 +318,37 @@ async fn a_client_that_reads_nothing_does_not_hold_up_the_end() {
     );
     assert!(took < Duration::from_secs(30), "{took:?}");
     drop(stuck);
+}
+
+#[tokio::test]
+async fn that_the_server_is_insecure_is_told_once_at_any_level() {
+    let place = crate::cli::Place::new();
+    for level in ["error", "warn", "off"] {
+        let mut command = crate::cli::verdict();
+        command
+            .args(["serve", "--config"])
+            .arg(place.path("verdict.toml"))
+            .env("VERDICT__SERVER__INSECURE", "true")
+            .env("VERDICT_LOG", level)
+            .stderr(std::process::Stdio::piped());
+        let mut process = tokio::process::Command::from(command)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut told = String::new();
+        let mut stderr = process.stderr.take().unwrap();
+        let telling = async {
+            let mut bytes = [0; 4096];
+            loop {
+                let read = stderr.read(&mut bytes).await.unwrap();
+                told.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+                assert!(read > 0, "{level}: {told:?}");
+            }
+        };
+        time::timeout(Duration::from_secs(3), telling)
+            .await
+            .expect_err("it goes on");
+        assert_eq!(told.matches("server.insecure is set").count(), 1, "{told}");
+        process.kill().await.unwrap();
+    }
 }
