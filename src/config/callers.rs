@@ -130,6 +130,11 @@ pub enum CallerError {
     /// One certificate for two.
     #[error("the certificate name {0:?} is used twice")]
     CertificateTwice(String),
+    /// Nobody could show a certificate.
+    #[error(
+        "it has certificates, and clients are not asked for any; set client_certificates and client_ca_file in [server.tls]"
+    )]
+    CertificatesNotAsked,
     /// No such issuer.
     #[error("the issuer {0:?} of a subject is not among [[issuers]]")]
     UnknownIssuer(String),
@@ -167,10 +172,11 @@ pub enum CallersError {
     },
 }
 
-/// Checks callers and issuers, and reads what they refer to.
+/// Checks callers and issuers, and reads what they refer to. `certificates_asked` is whether clients may show certificates.
 pub(super) fn load(
     callers: Vec<CallerConfig>,
     issuers: Vec<IssuerConfig>,
+    certificates_asked: bool,
     variables: &Variables,
 ) -> Result<Callers, CallersError> {
     if callers.is_empty() && issuers.is_empty() {
@@ -185,6 +191,12 @@ pub(super) fn load(
     for caller in callers {
         let name = caller.name.clone();
         let loaded = caller.load(&mut seen, &mut subjects, variables);
+        let loaded = match loaded {
+            Ok(member) if !member.certificates.is_empty() && !certificates_asked => {
+                Err(CallerError::CertificatesNotAsked)
+            }
+            loaded => loaded,
+        };
         members.push(loaded.map_err(|error| CallersError::Caller { name, error })?);
     }
     let mut loaded = Vec::new();

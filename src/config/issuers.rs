@@ -67,6 +67,11 @@ pub enum IssuerError {
     /// Anybody on the way could change the keys.
     #[error("jwks_url must be https://…; http:// is taken only to loopback")]
     Url,
+    /// A password where everybody can read it.
+    #[error(
+        "jwks_url must have no user or password before its host: the keys of an issuer are public"
+    )]
+    UserInfo,
     /// The keys cannot be had.
     #[error("{place}: {error}")]
     Keys {
@@ -157,6 +162,12 @@ impl IssuerConfig {
             return Err(IssuerError::Refresh);
         }
         let url: Uri = url.parse().map_err(|_| IssuerError::Url)?;
+        if url
+            .authority()
+            .is_some_and(|host| host.as_str().contains('@'))
+        {
+            return Err(IssuerError::UserInfo);
+        }
         let is_loopback = match url.host().unwrap_or_default() {
             "localhost" => true,
             host => {

@@ -342,8 +342,10 @@ impl Config {
             // What is forgotten at exit has no place for it.
             (true, None, LogKind::Memory) => None,
         };
+        let tls = self.server.tls.as_ref();
+        let certificates_asked = tls.is_some_and(|tls| tls.client_certificates.ca_file().is_some());
         Ok(Loaded {
-            callers: callers::load(self.callers, self.issuers, variables)?,
+            callers: callers::load(self.callers, self.issuers, certificates_asked, variables)?,
             server: self.server,
             log: self.log,
             sources,

@@ -123,6 +123,10 @@ fn what_is_wrong_with_a_caller_is_said_in_one_line() {
             "the certificate name \"A.internal\" is used twice",
         ),
         (
+            credentials("certificates = [\"a.internal\"]"),
+            "it has certificates, and clients are not asked for any",
+        ),
+        (
             credentials("subjects = [{ issuer = \"corp\", subject = \"a\" }]"),
             "the issuer \"corp\" of a subject is not among [[issuers]]",
         ),
@@ -186,7 +190,14 @@ fn what_is_wrong_with_an_issuer_is_said_in_one_line() {
             "http:// is taken only to loopback",
         ),
         (url("http://127.0.0.1.example.com/keys"), "only to loopback"),
-        (url("http://localhost@example.com/keys"), "only to loopback"),
+        (
+            url("http://localhost@example.com/keys"),
+            "jwks_url must have no user or password",
+        ),
+        (
+            url("https://verdict:secret@login.example.com/keys"),
+            "jwks_url must have no user or password",
+        ),
         (url("ftp://localhost/keys"), "jwks_url must be https"),
         (url("/keys"), "jwks_url must be https"),
         (
@@ -228,6 +239,7 @@ fn the_example_of_the_defaults_can_be_used() {
     let text = text
         .replace("/etc/verdict/jwks.json", &jwks.to_string_lossy())
         .replace("/run/secrets/risk-token-sha256", &hash.to_string_lossy());
-    let loaded = super::load(&text);
+    let tls = "[server.tls]\ncert_file = \"a\"\nkey_file = \"b\"\nclient_certificates = \"optional\"\nclient_ca_file = \"c\"\n";
+    let loaded = super::load(&format!("{tls}{text}"));
     assert_eq!(loaded.callers.names().collect::<Vec<_>>(), ["risk-engine"]);
 }
