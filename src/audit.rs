@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     thread,
 };
@@ -274,6 +274,7 @@ impl Writer {
         let mut options = OpenOptions::new();
         let file = options.append(true).create(true).mode(0o600);
         let file = file.open(&self.path)?;
+        self.tighten(&file)?;
         // A crash may have cut off the last line of a file that was there before.
         self.torn = file.metadata()?.len() > 0 && !ends_a_line(&self.path)?;
         let directory = self
@@ -282,6 +283,24 @@ impl Writer {
             .filter(|path| !path.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
         self.file = Some(file);
+        Ok(())
+    }
+}
+
+impl Writer {
+    /// Takes a file that was there before from all but its owner. One that is not ours, or no file, is as others want it.
+    fn tighten(&self, file: &File) -> io::Result<()> {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.mode() & 0o077 == 0 {
+            return Ok(());
+        }
+        if let Err(error) = file.set_permissions(fs::Permissions::from_mode(0o600)) {
+            tracing::warn!(
+                audit.path = %self.path.display(),
+                %error,
+                "others may read or write the audit log, and that cannot be changed; take it from them (chmod 600)"
+            );
+        }
         Ok(())
     }
 }
@@ -297,8 +316,6 @@ fn ends_a_line(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use tempfile::TempDir;
 
     use super::*;
@@ -341,6 +358,12 @@ mod tests {
         let audit = Audit::open(&path).unwrap();
         audit.write(&record(5), true).await.unwrap();
         assert_eq!(calls(&path), [4, 5]);
+        // Nor does one who could read the file until then read on.
+        drop(audit);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        drop(Audit::open(&path).unwrap());
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[tokio::test]
