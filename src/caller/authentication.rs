@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,7 +16,7 @@ use std::{
 use futures_util::future;
 use http::{HeaderMap, header::AUTHORIZATION};
 use jiff::Timestamp;
-use tokio::time;
+use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Caller, Issuer, Token, TokenHash, jwt, token::FollowedToken};
@@ -215,7 +215,12 @@ pub struct Callers {
     known: Option<Known>,
     /// How often each reason has refused someone, in the order of [`Refused::ALL`].
     refused: [AtomicU64; Refused::ALL.len()],
+    /// When the operator was warned of each of them last.
+    warned: Mutex<[Option<Instant>; Refused::ALL.len()]>,
 }
+
+/// How often the operator is warned of callers who are refused for one reason. Strangers must not fill the log.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Known {
@@ -230,6 +235,7 @@ impl Callers {
         Self {
             known: None,
             refused: Default::default(),
+            warned: Mutex::default(),
         }
     }
 
@@ -246,6 +252,7 @@ impl Callers {
                 issuers: issuers.into_iter().map(Arc::new).collect(),
             }),
             refused: Default::default(),
+            warned: Mutex::default(),
         }
     }
 
@@ -286,10 +293,28 @@ impl Callers {
         };
         let found = known.find(headers, certificate_names).await;
         if let Err(reason) = &found {
-            self.count(*reason).fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(reason = reason.name(), "a caller is not known");
+            let refused = self.count(*reason).fetch_add(1, Ordering::Relaxed) + 1;
+            if self.is_to_be_told(*reason, Instant::now()) {
+                tracing::warn!(
+                    reason = reason.name(),
+                    refused,
+                    "callers are refused, because their credentials are missing or not valid; more of the same are told \
+                     in a minute at the earliest"
+                );
+            }
         }
         found
+    }
+
+    fn is_to_be_told(&self, reason: Refused, now: Instant) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = &mut warned[reason as usize];
+        let is_recent = |then| now.duration_since(then) < WARNING_INTERVAL;
+        if last.is_some_and(is_recent) {
+            return false;
+        }
+        *last = Some(now);
+        true
     }
 
     /// The tokens and keys that are followed in files.
@@ -454,6 +479,16 @@ mod tests {
         ] {
             assert_eq!(found(names, token).await, Err(refused), "{names:?}");
         }
+    }
+
+    #[test]
+    fn an_operator_is_told_of_each_reason_once_in_a_while() {
+        let callers = Callers::anyone();
+        let begin = Instant::now();
+        let told =
+            |reason, seconds| callers.is_to_be_told(reason, begin + Duration::from_secs(seconds));
+        assert!(told(Refused::Missing, 0) && !told(Refused::Missing, 59));
+        assert!(told(Refused::Expired, 59) && told(Refused::Missing, 60));
     }
 
     #[test]

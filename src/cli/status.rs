@@ -67,6 +67,15 @@ fn table(status: GetStatusResponse) -> String {
         format!("quarantine  {}", quarantine(status.quarantine)),
         format!("unverified  {}", quarantine(status.unverified)),
     ];
+    if !status.refused_callers.is_empty() {
+        let mut refused: Vec<_> = status.refused_callers.iter().collect();
+        refused.sort();
+        let refused = refused
+            .iter()
+            .map(|(why, count)| format!("{count} {}", output::plain(why)));
+        let refused: Vec<_> = refused.collect();
+        lines.push(format!("refused     {}", refused.join(", ")));
+    }
     if !status.consumers.is_empty() {
         lines.extend([String::new(), consumer_head()]);
         lines.extend(status.consumers.iter().map(consumer_row));

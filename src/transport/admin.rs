@@ -1,6 +1,7 @@
 //! `verdict.v1.AdminService`.
 
 use std::{
+    collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -19,7 +20,7 @@ use super::{
     status, subscribe,
 };
 use crate::{
-    caller::Reach,
+    caller::{Reach, Refused},
     erase::{self, Erased, SubjectId, Target},
     error::Code,
     event::NORMALIZER_VERSION,
@@ -139,6 +140,7 @@ impl AdminService for Admin {
             consumers: consumers.map(|one| shared.consumer_status(one)).collect(),
             quarantine: Some(quarantine_status(stats.genuine)),
             unverified: Some(quarantine_status(stats.unverified)),
+            refused_callers: shared.refused_callers(),
         }))
     }
 
@@ -312,6 +314,12 @@ fn unlimited<T: Auditable>(request: &Request<T>) -> Result<(), Status> {
 }
 
 impl Shared {
+    /// How many calls of unknown callers were refused, by why.
+    fn refused_callers(&self) -> HashMap<String, u64> {
+        let counts = Refused::ALL.map(|why| (why.name().to_owned(), self.callers.refused(why)));
+        counts.into_iter().filter(|(_, count)| *count > 0).collect()
+    }
+
     fn log_status(&self) -> LogStatus {
         let log = &self.log;
         let (start, end, stats) = (log.start(), log.tail().end(), log.stats());

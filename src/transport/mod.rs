@@ -114,6 +114,7 @@ struct Shared {
     config: Arc<ServerConfig>,
     ingestor: Arc<Ingestor>,
     log: Arc<dyn EventLog>,
+    callers: Arc<Callers>,
     started_at: jiff::Timestamp,
     /// Bounds what is served at once.
     rooms: Arc<Rooms>,
@@ -198,6 +199,7 @@ pub async fn run(
         erasing: Erasing::default(),
         config: Arc::new(config),
         log,
+        callers: Arc::clone(&access.callers),
         started_at: now(),
         draining: draining.clone(),
         _watch: None,

@@ -11,6 +11,7 @@ use tonic::{Code, metadata::MetadataMap};
 use verdict::{
     caller::Refused,
     log::{EventLog, Stats},
+    proto::GetStatusRequest,
 };
 
 use super::{
@@ -219,6 +220,13 @@ async fn nothing_gets_in_with_wrong_credentials() {
     future::join_all(calls).await;
     assert_eq!(counts(&house), expected);
     assert!(state(house.log.as_ref()) == before);
+
+    // Who is an operator sees why.
+    let request = super::by("admin", GetStatusRequest {});
+    let status = house.admin.clone().get_status(request).await;
+    let told = status.expect("a status").into_inner().refused_callers;
+    let told = told.iter().map(|(why, count)| (why.as_str(), *count));
+    assert_eq!(told.collect::<BTreeMap<_, _>>(), expected);
 
     // And those who may still get in.
     for good in ["admin", &issuer.token("engine")] {
