@@ -25,18 +25,17 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use jiff::Timestamp;
-use jsonwebtoken::{
-    Algorithm, DecodingKey,
-    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
-};
-use serde::Deserialize;
+use jsonwebtoken::Algorithm;
 use tokio::{
     sync::{Notify, watch},
     task,
     time::{self, Instant},
 };
 
-use super::{Issuer, Refused};
+use super::{
+    Issuer, Refused,
+    jwk::{Key, MAX_KEYS, parse},
+};
 use crate::reload::{FileError, Files, Fingerprint, Reload};
 
 /// How long a token of an unknown key does not make us read the set again after one that did.
@@ -52,7 +51,6 @@ const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 const MAX_BYTES: usize = 256 << 10;
-const MAX_KEYS: usize = 100;
 
 /// Where a set is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,14 +97,6 @@ pub enum KeySetError {
     /// Nothing to verify with.
     #[error("holds no key for signatures that verdict knows (RSA, P-256, P-384, Ed25519)")]
     NoKey,
-}
-
-/// A key that signatures can be verified with.
-pub(super) struct Key {
-    id: Option<String>,
-    /// What may be signed with it.
-    algorithms: Vec<Algorithm>,
-    pub(super) key: DecodingKey,
 }
 
 /// The keys of an issuer.
@@ -408,63 +398,6 @@ fn client(url: &Uri) -> Result<Client<HttpsConnector<HttpConnector>, Empty<Bytes
     };
     let mut client = Client::builder(TokioExecutor::new());
     Ok(client.pool_max_idle_per_host(0).build(connector))
-}
-
-#[derive(Deserialize)]
-struct RawKeySet {
-    keys: Vec<serde_json::Value>,
-}
-
-/// The keys of a set that signatures can be verified with. What is not known is passed over, as RFC 7517 wants it.
-fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, KeySetError> {
-    let set: RawKeySet = serde_json::from_slice(text).map_err(|_| KeySetError::Malformed)?;
-    if set.keys.len() > MAX_KEYS {
-        return Err(KeySetError::TooMany);
-    }
-    let keys = set.keys.into_iter().filter_map(|key| {
-        let jwk: Jwk = serde_json::from_value(key).ok()?;
-        usable(&jwk).map(Arc::new)
-    });
-    Ok(keys.collect())
-}
-
-fn usable(jwk: &Jwk) -> Option<Key> {
-    use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
-    let of_its_kind: &[Algorithm] = match &jwk.algorithm {
-        AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
-        AlgorithmParameters::EllipticCurve(parameters) => match parameters.curve {
-            EllipticCurve::P256 => &[ES256],
-            EllipticCurve::P384 => &[ES384],
-            _ => return None,
-        },
-        AlgorithmParameters::OctetKeyPair(parameters) => match parameters.curve {
-            EllipticCurve::Ed25519 => &[EdDSA],
-            _ => return None,
-        },
-        // Never a shared secret: who can verify with one can sign with it.
-        _ => return None,
-    };
-    let common = &jwk.common;
-    let is_for_signatures = match &common.public_key_use {
-        None | Some(PublicKeyUse::Signature) => true,
-        Some(_) => false,
-    };
-    let verifies = match &common.key_operations {
-        None => true,
-        Some(operations) => operations.contains(&KeyOperations::Verify),
-    };
-    if !is_for_signatures || !verifies {
-        return None;
-    }
-    let told = common.key_algorithm;
-    let algorithms = of_its_kind.iter().copied();
-    let algorithms =
-        algorithms.filter(|one| told.is_none_or(|told| told == KeyAlgorithm::from(*one)));
-    Some(Key {
-        id: common.key_id.clone(),
-        algorithms: algorithms.collect(),
-        key: DecodingKey::from_jwk(jwk).ok()?,
-    })
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 //! [`Callers`] knows all callers of the configuration and finds out which of them calls.
 
 mod authentication;
+mod jwk;
 mod jwks;
 mod jwt;
+mod refused;
 mod token;
 
 use std::{
@@ -15,9 +17,10 @@ use std::{
 use crate::proto::Scope;
 
 pub(crate) use authentication::certificate_name;
-pub use authentication::{Callers, Credential, Identity, Member, Refused, Validity};
+pub use authentication::{Callers, Credential, Identity, Member, Validity};
 pub use jwks::{KeySet, KeySetError, Place};
 pub use jwt::Issuer;
+pub use refused::Refused;
 pub use token::{NewToken, Token, TokenHash};
 
 /// Who calls.
