@@ -72,6 +72,7 @@ pub struct ServerConfig {
     pub max_header_bytes: usize,
     pub max_concurrent_calls: usize,
     pub max_subscriptions: usize,
+    pub max_ingest_streams: usize,
     pub call_timeout_seconds: u64,
     pub max_concurrent_streams_per_connection: u32,
     pub keepalive_interval_seconds: u64,
@@ -383,6 +384,7 @@ impl ServerConfig {
             ("max_header_bytes", self.max_header_bytes as u64),
             ("max_concurrent_calls", self.max_concurrent_calls as u64),
             ("max_subscriptions", self.max_subscriptions as u64),
+            ("max_ingest_streams", self.max_ingest_streams as u64),
             ("call_timeout_seconds", self.call_timeout_seconds),
             (
                 "max_concurrent_streams_per_connection",
@@ -420,6 +422,7 @@ impl ServerConfig {
         let at_once = [
             ("max_concurrent_calls", self.max_concurrent_calls),
             ("max_subscriptions", self.max_subscriptions),
+            ("max_ingest_streams", self.max_ingest_streams),
             ("max_connections", self.max_connections),
         ];
         match at_once.iter().find(|(_, limit)| *limit > MAX_AT_ONCE) {

@@ -22,7 +22,7 @@ use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
 use super::{
-    MAX_INGEST_STREAMS, Shared,
+    Shared,
     answer::{Answer, Held},
     listener::ConnectionInfo,
     status,
@@ -116,7 +116,7 @@ impl Rooms {
             connections: Room::new("connections are open", config.max_connections),
             calls: Room::new("calls are being served", config.max_concurrent_calls),
             subscriptions: Room::new("subscriptions are open", config.max_subscriptions),
-            ingest_streams: Room::new("ingest streams are open", MAX_INGEST_STREAMS),
+            ingest_streams: Room::new("ingest streams are open", config.max_ingest_streams),
         }
     }
 }

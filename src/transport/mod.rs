@@ -100,10 +100,6 @@ const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// others.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
-/// How many `IngestStream`s may be open at once. Each is a call of its own kind, which may stay open for ever: it takes
-/// none of the calls that are served at once.
-const MAX_INGEST_STREAMS: usize = 64;
-
 /// How many bytes of webhooks all `IngestStream`s together may take at once. Each stream may hold one more request, which
 /// waits for its turn.
 const INGEST_STREAM_BYTES: usize = 64 << 20;
