@@ -525,3 +525,46 @@ fn nothing_acknowledged_is_lost_in_a_power_cut() {
     assert!(unacknowledged > 0 && deleted > 0 && erased > 0);
     assert!(without_index > 0 && with_an_older_index > 0);
 }
+
+/// The sync of a directory may fail while a segment begins. The name of its file is in doubt then, whatever syncs follow.
+#[tokio::test]
+async fn a_name_whose_sync_failed_is_made_certain_again() {
+    let mut failed = 0;
+    for good_before in 0..40 {
+        let mut rng = Rng::with_seed(good_before);
+        let directory = TempDir::new().expect("a directory");
+        let config = LogConfig {
+            segment_bytes: 500,
+            ..log_config(directory.path())
+        };
+        let disk = SimulatedDisk::new(good_before);
+        let log = open(&disk, &config, &mut rng);
+        disk.fail_syncs(Some(Fault::once(EIO).after(good_before)));
+        let mut acknowledged = Vec::new();
+        for number in 0..12 {
+            match log.append(event(number)).await {
+                Ok(_) => acknowledged.push(number),
+                Err(_) => failed += 1,
+            }
+        }
+        drop(log);
+
+        // The process ends, the system goes on.
+        let disk = disk.kill();
+        let log = open(&disk, &config, &mut rng);
+        for number in 12..18 {
+            let _ = log.append(event(number)).await.expect("the disk is well");
+            acknowledged.push(number);
+        }
+        drop(log);
+        for _ in 0..8 {
+            let cut = disk.cut(&mut rng);
+            let log = open(&cut, &config, &mut rng);
+            let present = present_events(&log).await;
+            for number in &acknowledged {
+                assert!(present.contains_key(number), "event {number} is lost");
+            }
+        }
+    }
+    assert!(failed > 100, "only {failed} appends have failed");
+}

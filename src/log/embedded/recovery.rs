@@ -84,7 +84,10 @@ fn recover_segments(
             last.end
         )));
     }
-    let active = directory.disk.open(&path)?;
+    let active = match promise {
+        Promise::Durable(_) if last.is_empty() => make_again(directory, &last)?,
+        _ => directory.disk.open(&path)?,
+    };
     if let Promise::Durable(_) = promise {
         write_again(directory, active.as_ref(), &last)?;
     }
@@ -99,8 +102,8 @@ fn find(directory: &Directory) -> Result<Vec<(u64, bool)>, OpenError> {
     let names = directory.disk.names(&directory.path)?;
     for file in &names {
         match parse_name(file) {
-            // Bodies were being dropped: the copy is there, so the original is no longer needed.
-            Some((base, LOG)) if names.contains(&name(base, HEADS)) => {
+            // Bodies were being dropped. The name of the copy may be in doubt; that of the original is not.
+            Some((base, HEADS)) if names.contains(&name(base, LOG)) => {
                 directory.disk.remove(&directory.join(file.clone()))?;
             }
             Some((base, LOG)) => bases.push((base, false)),
@@ -238,6 +241,19 @@ fn cut(directory: &Directory, segment: &Segment, path: &Path, size: u64) -> Resu
     file.set_size(segment.size)?;
     file.sync()?;
     Ok(())
+}
+
+/// Gives the last segment a new file, as long as it is empty. The sync of its name may have failed, and then no later one
+/// says that the name is on the disk: a power cut could take it from under the records that follow.
+fn make_again(directory: &Directory, last: &Segment) -> Result<Box<dyn DiskFile>, OpenError> {
+    let temporary = directory.join(last.name(TEMPORARY));
+    let file = directory.disk.create(&temporary)?;
+    directory.write_mark(file.as_ref())?;
+    file.sync()?;
+    let path = directory.join(last.data_name());
+    directory.disk.rename(&temporary, &path)?;
+    directory.sync()?;
+    Ok(file)
 }
 
 /// Makes the newest records durable. They may have been written and never synced, or synced in vain: a system that could
