@@ -1,5 +1,6 @@
 //! The one list of reasons that callers of verdict can be given.
 
+use http::StatusCode;
 use tonic::Code as GrpcCode;
 
 /// Why a call failed, as the caller may know it.
@@ -79,6 +80,25 @@ impl Code {
             Self::LogDamaged => GrpcCode::DataLoss,
             Self::Overloaded => GrpcCode::ResourceExhausted,
             Self::LogUnavailable | Self::Draining => GrpcCode::Unavailable,
+        }
+    }
+
+    /// The HTTP status, at the webhook edge.
+    pub fn http(self) -> StatusCode {
+        match self {
+            Self::Unauthenticated | Self::SignatureInvalid => StatusCode::UNAUTHORIZED,
+            Self::ScopeMissing => StatusCode::FORBIDDEN,
+            Self::SourceNotFound
+            | Self::EventNotFound
+            | Self::VerificationNotFound
+            | Self::DeliveryNotFound => StatusCode::NOT_FOUND,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::InvalidRequest => StatusCode::BAD_REQUEST,
+            Self::CursorOutOfRange => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::CursorBehind | Self::NotEncrypted => StatusCode::CONFLICT,
+            Self::LogDamaged => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::LogUnavailable | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 

@@ -22,6 +22,7 @@
 //! - [`filter`]: which events a subscriber wants.
 //! - [`subscription`]: a position in, a stream out.
 //! - [`reload`]: files that are read again while the server runs.
+//! - [`telemetry`]: what operators see: logs, traces, metrics.
 //! - [`config`]: the configuration, checked in full before anything is opened.
 //! - [`transport`]: the network, and the one place that knows it.
 //! - [`http_file`]: webhooks in files.
@@ -51,4 +52,5 @@ pub mod reload;
 pub mod renormalize;
 pub mod source;
 pub mod subscription;
+pub mod telemetry;
 pub mod transport;

@@ -1,7 +1,7 @@
 //! `verdict check-config`
 
 use super::{CliError, ConfigArg};
-use crate::transport;
+use crate::transport::tls::ServerTls;
 
 /// Checks a configuration and reads its secrets and certificates, but opens no log and no port.
 #[derive(Debug, clap::Args)]
@@ -12,7 +12,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let loaded = args.config.load()?;
-    transport::load_tls(&loaded.server).map_err(CliError::tls)?;
+    ServerTls::load(&loaded.server).map_err(CliError::tls)?;
     for source in &loaded.sources {
         let schemes: Vec<&str> = source.schemes.iter().map(|scheme| scheme.name).collect();
         anstream::println!(

@@ -25,7 +25,8 @@ use crate::{
     },
     provider::{PROVIDERS, RawWebhook, Sample, jwe::DecryptionKey, signature::Secret},
     source::{Counts, Source},
-    transport::{self, Access},
+    telemetry::Telemetry,
+    transport::{self, Access, Listeners, Service},
 };
 
 type Client = VerdictServiceClient<Channel>;
@@ -50,11 +51,14 @@ pub(super) async fn run(Args {}: Args) -> Result<(), CliError> {
     let sources = sources()?;
     let stop = CancellationToken::new();
     let server = tokio::spawn(transport::run(
-        config.server,
-        sources.clone(),
-        log,
-        Access::anyone(),
-        listener,
+        Service {
+            config: config.server,
+            sources: sources.clone(),
+            log,
+            access: Access::anyone(),
+            telemetry: Telemetry::default(),
+        },
+        Listeners::grpc(listener),
         stop.clone().cancelled_owned(),
     ));
     anstream::eprintln!(

@@ -33,7 +33,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     config::{self, ConfigError, Loaded, Variables},
     source::Source,
-    transport::tls::TlsError,
+    transport::tls::SectionError,
 };
 
 /// Takes any KYC provider's webhook, proves it genuine, and turns it into one durable, ordered, real-time stream of
@@ -122,8 +122,8 @@ impl CliError {
         Self::Failed(error.to_string())
     }
 
-    fn tls(error: TlsError) -> Self {
-        Self::Usage(format!("configuration: server.tls: {error}"))
+    fn tls(error: SectionError) -> Self {
+        Self::Usage(format!("configuration: {error}"))
     }
 
     fn file(path: &Path, error: impl fmt::Display) -> Self {

@@ -3,6 +3,7 @@
 use std::{
     env,
     io::{self, IsTerminal},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -11,18 +12,23 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tracing::Level;
+use tracing::{Level, field};
 use tracing_subscriber::EnvFilter;
 
 use super::{CliError, ConfigArg, output};
 use crate::{
     audit::Audit,
     log::Position,
-    transport::{self, Access},
+    telemetry::Telemetry,
+    transport::{self, Access, Listeners, Service, tls::ServerTls},
 };
 
 const INSECURE: &str = "server.insecure is set: without TLS anyone on the way can listen in, and without callers anyone who \
                         can connect may read and write";
+
+const WEBHOOK_INSECURE: &str = "server.webhook_insecure is set: without TLS before it anyone on the way can read webhooks";
+
+const OPS_INSECURE: &str = "server.ops_insecure is set: anyone who can connect may read the metrics";
 
 /// Runs the service.
 ///
@@ -36,7 +42,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let loaded = args.config.load()?;
-    transport::load_tls(&loaded.server).map_err(CliError::tls)?;
+    ServerTls::load(&loaded.server).map_err(CliError::tls)?;
     start_logging()?;
     raise_open_files(loaded.server.max_connections);
     let stop = stop_signal().map_err(CliError::failed)?;
@@ -44,9 +50,17 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let path = loaded.log.path.clone();
     let log = transport::open_log(&loaded.log).map_err(|error| CliError::file(&path, error))?;
     let address = loaded.server.grpc_listen;
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| CliError::Failed(format!("cannot listen on {address}: {error}")))?;
+    let listeners = Listeners {
+        grpc: bind("grpc_listen", address).await?,
+        webhook: match loaded.server.webhook_listen {
+            Some(address) => Some(bind("webhook_listen", address).await?),
+            None => None,
+        },
+        ops: match loaded.server.ops_listen {
+            Some(address) => Some(bind("ops_listen", address).await?),
+            None => None,
+        },
+    };
     let audit = match &loaded.audit_path {
         Some(path) => Some(Audit::open(path).map_err(|error| CliError::file(path, error))?),
         None => None,
@@ -55,20 +69,28 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         callers: Arc::new(loaded.callers),
         audit,
     };
-    if loaded.server.insecure {
-        tracing::warn!(
-            server.tls = loaded.server.tls.is_some(),
-            callers.asked = access.callers.are_asked(),
-            "{INSECURE}"
-        );
-        // No level of logging hides it.
-        if !tracing::enabled!(Level::WARN) {
-            output::complain(&format!("warning: {INSECURE}"));
+    for (is_set, warning) in [
+        (loaded.server.insecure, INSECURE),
+        (loaded.server.webhook_insecure, WEBHOOK_INSECURE),
+        (loaded.server.ops_insecure, OPS_INSECURE),
+    ] {
+        if is_set {
+            tracing::warn!("{warning}");
+            // No level of logging hides it.
+            if !tracing::enabled!(Level::WARN) {
+                output::complain(&format!("warning: {warning}"));
+            }
         }
     }
+    let address = |listener: &Option<TcpListener>| {
+        let address = listener.as_ref().map(TcpListener::local_addr).transpose();
+        address.map_err(CliError::failed)
+    };
     tracing::info!(
         server.tls = loaded.server.tls.is_some(),
-        server.address = %listener.local_addr().map_err(CliError::failed)?,
+        server.address = %listeners.grpc.local_addr().map_err(CliError::failed)?,
+        server.webhook_address = address(&listeners.webhook)?.map(field::display),
+        server.ops_address = address(&listeners.ops)?.map(field::display),
         log.id = %log.cursor(Position(0)).log,
         log.position = log.tail().end().0,
         sources = loaded.sources.len(),
@@ -76,11 +98,25 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         "serving"
     );
     let sources = loaded.sources.into_iter().map(Arc::new).collect();
-    transport::run(loaded.server, sources, log, access, listener, stop)
+    let service = Service {
+        config: loaded.server,
+        sources,
+        log,
+        access,
+        telemetry: Telemetry::default(),
+    };
+    transport::run(service, listeners, stop)
         .await
         .map_err(CliError::failed)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| {
+        CliError::Failed(format!("cannot listen on {address} (server.{key}): {error}"))
+    })
 }
 
 fn start_logging() -> Result<(), CliError> {

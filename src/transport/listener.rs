@@ -39,6 +39,8 @@ use super::{
 pub struct Protocol {
     /// Its name in a TLS handshake.
     pub name: &'static [u8],
+    /// Whether it is meant by who names none.
+    pub assumed: bool,
     /// How many bytes a client sends in any case before it waits for an answer.
     pub beginning_bytes: usize,
 }
@@ -46,7 +48,15 @@ pub struct Protocol {
 /// HTTP/2, whose clients begin with a preface.
 pub const HTTP2: Protocol = Protocol {
     name: b"h2",
+    assumed: false,
     beginning_bytes: 24,
+};
+
+/// HTTP/1.1, whose shortest request begins with `GET / HTTP/1.1`. Older clients know of no names.
+pub const HTTP1: Protocol = Protocol {
+    name: b"http/1.1",
+    assumed: true,
+    beginning_bytes: 14,
 };
 
 /// How many connections may be opening at once.
@@ -241,7 +251,7 @@ async fn open(
             };
             let (_, session) = stream.get_ref();
             // Who asks for no protocol at all is let through by rustls.
-            if session.alpn_protocol() != Some(protocol.name) {
+            if session.alpn_protocol().is_none() && !protocol.assumed {
                 return Err(io::Error::other("the client asks for no protocol"));
             }
             let shown = session.peer_certificates().and_then(<[_]>::first);

@@ -10,11 +10,13 @@ mod codec;
 pub mod connection;
 mod grpc;
 mod health;
+mod http;
 mod ingest;
 mod ingest_stream;
 mod list;
 pub mod listener;
 mod open;
+mod ops;
 mod page;
 mod quarantine;
 mod seat;
@@ -22,16 +24,22 @@ mod status;
 mod subscribe;
 pub mod tls;
 mod verification;
+mod webhook;
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::Semaphore, time};
+use axum::Router;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time,
+};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
 use tonic::{Request, codec::CompressionEncoding, transport::Server};
-use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
 use tower::util::MapResponseLayer;
 
 use crate::{
@@ -50,6 +58,7 @@ use crate::{
     },
     reload::{self, Reload},
     source::Source,
+    telemetry::Telemetry,
 };
 use uuid::Uuid;
 
@@ -59,9 +68,10 @@ use self::{
     admission::{Admitted, Rooms, Shares},
     auditing::Auditor,
     authorization::{Authorization, Gate},
-    listener::{ConnectionInfo, HTTP2, Limits, Listener},
+    health::Health,
+    listener::{ConnectionInfo, HTTP1, HTTP2, Limits, Listener},
     open::{MAX_HEALTH_REQUEST_BYTES, MAX_REFLECTION_REQUEST_BYTES, Open, Places},
-    tls::{Tls, TlsError},
+    tls::{SectionError, ServerTls, Tls},
 };
 
 /// Why the server ended before its time.
@@ -71,8 +81,8 @@ pub enum ServeError {
     #[error("the server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
     /// The certificates or keys of TLS cannot be used.
-    #[error("server.tls: {0}")]
-    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Tls(#[from] SectionError),
     /// The descriptors for reflection are broken.
     #[error("reflection is broken: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -111,6 +121,7 @@ struct Shared {
     ingestor: Arc<Ingestor>,
     log: Arc<dyn EventLog>,
     callers: Arc<Callers>,
+    telemetry: Telemetry,
     started_at: jiff::Timestamp,
     /// Bounds what is served at once.
     rooms: Arc<Rooms>,
@@ -171,19 +182,60 @@ impl Access {
     }
 }
 
+/// What is served, and with what.
+pub struct Service {
+    /// The listeners and their limits.
+    pub config: ServerConfig,
+    /// Where webhooks come from.
+    pub sources: Vec<Arc<Source>>,
+    /// Where events go.
+    pub log: Arc<dyn EventLog>,
+    /// Who may call.
+    pub access: Access,
+    /// What operators are told by.
+    pub telemetry: Telemetry,
+}
+
+/// The sockets that a server listens on.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For the gRPC services.
+    pub grpc: TcpListener,
+    /// For the webhooks of providers.
+    pub webhook: Option<TcpListener>,
+    /// For what operators ask.
+    pub ops: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// For the gRPC services only.
+    pub fn grpc(grpc: TcpListener) -> Self {
+        Self {
+            grpc,
+            webhook: None,
+            ops: None,
+        }
+    }
+}
+
 /// Serves until `shutdown` resolves and the calls in flight have ended, or the grace is over.
 ///
-/// The caller owns the socket, the log and the moment of stopping.
+/// The caller owns the sockets, the log and the moment of stopping.
 pub async fn run(
-    config: ServerConfig,
-    sources: Vec<Arc<Source>>,
-    log: Arc<dyn EventLog>,
-    access: Access,
-    listener: TcpListener,
+    service: Service,
+    listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let tls = load_tls(&config)?.map(Arc::new);
+    let Service {
+        config,
+        sources,
+        log,
+        access,
+        telemetry,
+    } = service;
+    let tls = ServerTls::load(&config)?;
     let draining = CancellationToken::new();
+    let delay = Duration::from_secs(config.drain_delay_seconds);
     let grace = Duration::from_secs(config.shutdown_grace_seconds);
     let rooms = Rooms::new(&config);
     let shared = Shared {
@@ -196,108 +248,40 @@ pub async fn run(
         config: Arc::new(config),
         log,
         callers: Arc::clone(&access.callers),
+        telemetry,
         started_at: now(),
         draining: draining.clone(),
         _watch: None,
     };
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let health = Health::new(reporter).await;
+    let followed = shared.follow_files(&tls);
+    let ops = shared.serve_ops(listeners.ops, tls.ops, health.readiness());
+    let webhooks = shared.serve_webhooks(listeners.webhook, tls.webhook);
+    let grpc = shared.serve_grpc(access.audit, listeners.grpc, tls.grpc, health_service)?;
+    let callers = access.callers;
     let ingests = shared.ingests.clone();
-    let (health_reporter, health) = tonic_health::server::health_reporter();
-    health::report(&health_reporter, ServingStatus::Serving).await;
-    let places = Places::new(draining.clone());
-    let health = Open::new(
-        health.max_decoding_message_size(MAX_HEALTH_REQUEST_BYTES),
-        &places,
-    );
-    let descriptors = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // So that clients can show the details of errors.
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
+    let log_health = shared.log.health();
+    drop(shared);
 
-    let reflection = shared.config.reflection != Reflection::Off;
-    let v1 = reflection.then(|| descriptors().build_v1()).transpose()?;
-    let v1 = v1.map(|service| service.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES));
-    let v1 = v1.map(|service| Open::new(service, &places));
-    let v1alpha = reflection.then(|| descriptors().build_v1alpha());
-    let v1alpha = v1alpha.transpose()?;
-    let v1alpha =
-        v1alpha.map(|service| service.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES));
-    let v1alpha = v1alpha.map(|service| Open::new(service, &places));
-    let gate = Gate::new(
-        Arc::clone(&access.callers),
-        shared.config.reflection,
-        Auditor::new(access.audit, &access.callers, shared.ingests.clone()),
-        Arc::clone(&shared.shares),
-        Duration::from_secs(shared.config.call_timeout_seconds),
-    );
-    let keepalive = Duration::from_secs(shared.config.keepalive_interval_seconds);
-    let sources = shared.ingestor.sources().iter();
-    let sources = sources.map(|source| Arc::clone(source) as Arc<dyn Reload>);
-    let tls_files = tls.iter().map(|tls| Arc::clone(tls) as Arc<dyn Reload>);
-    let reloading = reload::watch(
-        sources
-            .chain(tls_files)
-            .chain(access.callers.followed())
-            .collect(),
-        Duration::from_secs(shared.config.reload_interval_seconds),
-        now,
-        draining.clone(),
-    );
-    let limits = connection_limits(&shared.config, &access.callers);
-    let listener = Listener::new(listener, tls, HTTP2, limits, draining.clone());
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(keepalive))
-        .http2_keepalive_timeout(Some(Duration::from_secs(
-            shared.config.keepalive_timeout_seconds,
-        )))
-        // What a held-back stream has sent ahead stays unread; the other calls of its connection need room beside it.
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_max_header_list_size(shared.config.max_metadata_bytes)
-        .max_concurrent_streams(shared.config.max_concurrent_streams_per_connection)
-        // Asks the client to leave, and lets its calls go on; the listener ends streams and, after the grace, all. Given a
-        // grace too, tonic would close the connection without having asked.
-        .max_connection_age(Duration::from_secs(
-            shared.config.max_connection_age_seconds,
-        ))
-        // Errors that tonic makes itself get the details that all our errors have.
-        .layer(MapResponseLayer::new(status::with_details))
-        .layer(Authorization(Arc::new(gate)))
-        .add_service(verdict_service(&shared))
-        .add_service(admin_service(&shared))
-        .add_service(health)
-        .add_optional_service(v1)
-        .add_optional_service(v1alpha)
-        .serve_with_incoming_shutdown(listener, draining.clone().cancelled_owned());
-
-    let end = async {
-        let failure = tokio::select! {
-            () = shutdown => None,
-            why = health::follow(&health_reporter, shared.log.health()) => Some(why),
-        };
-        tracing::info!("shutting down");
-        health::end(health_reporter).await;
-        draining.cancel();
-        failure
-    };
-    let reloading = AbortOnDropHandle::new(tokio::spawn(reloading));
+    // These end with the server, whichever way that ends: what operators ask is answered until everything else is over.
+    let _ops = AbortOnDropHandle::new(tokio::spawn(ops));
+    let _fresh = AbortOnDropHandle::new(tokio::spawn(async move { callers.keep_fresh().await }));
+    let followed = AbortOnDropHandle::new(tokio::spawn(followed));
     let serve = async {
-        server.await?;
-        let _ = reloading.await;
+        let (served, ()) = tokio::join!(grpc, webhooks);
+        served?;
+        let _ = followed.await;
         ingests.close();
         ingests.wait().await;
         Ok(())
     };
-    // Ends with the server, whichever way that ends.
-    let callers = access.callers;
-    let _fresh = AbortOnDropHandle::new(tokio::spawn(async move { callers.keep_fresh().await }));
     let mut serve = pin!(serve);
     let failure = tokio::select! {
         served = &mut serve => return served,
-        failure = end => failure,
+        failure = drain(health, log_health, shutdown, delay) => failure,
     };
+    draining.cancel();
     // A client that reads nothing could hold its connection for ever.
     let served = time::timeout(grace, serve).await.unwrap_or_else(|_| {
         tracing::warn!("calls in flight did not end in time");
@@ -309,10 +293,161 @@ pub async fn run(
     }
 }
 
-/// Reads the certificates and keys of TLS, if the configuration asks for it. Blocks.
-pub fn load_tls(config: &ServerConfig) -> Result<Option<Tls>, TlsError> {
-    let load = |tls| Tls::load(tls, HTTP2);
-    config.tls.clone().map(load).transpose()
+/// Returns when the server is to stop, after load balancers had time to notice: with why, if the log has failed for good.
+async fn drain(
+    health: Health,
+    log: watch::Receiver<crate::log::Health>,
+    shutdown: impl Future<Output = ()>,
+    delay: Duration,
+) -> Option<String> {
+    let failure = tokio::select! {
+        () = shutdown => None,
+        why = health.follow(log.clone()) => Some(why),
+    };
+    tracing::info!("shutting down");
+    health.drain().await;
+    let failure = match failure {
+        Some(why) => Some(why),
+        None => tokio::select! {
+            () = time::sleep(delay) => None,
+            why = health::log_failure(log) => Some(why),
+        },
+    };
+    health.end().await;
+    failure
+}
+
+impl Shared {
+    /// Follows the files of certificates and secrets.
+    fn follow_files(&self, tls: &ServerTls) -> impl Future<Output = ()> + use<> {
+        let sources = self.ingestor.sources().iter();
+        let sources = sources.map(|source| Arc::clone(source) as Arc<dyn Reload>);
+        let tls = tls.all().map(|tls| Arc::clone(tls) as Arc<dyn Reload>);
+        reload::watch(
+            sources.chain(tls).chain(self.callers.followed()).collect(),
+            Duration::from_secs(self.config.reload_interval_seconds),
+            now,
+            self.draining.clone(),
+        )
+    }
+
+    /// Serves the gRPC services.
+    fn serve_grpc<H>(
+        &self,
+        audit: Option<Audit>,
+        listener: TcpListener,
+        tls: Option<Arc<Tls>>,
+        health: HealthServer<H>,
+    ) -> Result<impl Future<Output = Result<(), ServeError>> + use<H>, ServeError>
+    where
+        H: tonic_health::pb::health_server::Health,
+    {
+        let places = Places::new(self.draining.clone());
+        let health = Open::new(
+            health.max_decoding_message_size(MAX_HEALTH_REQUEST_BYTES),
+            &places,
+        );
+        let descriptors = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that clients can show the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        let reflection = self.config.reflection != Reflection::Off;
+        let v1 = reflection.then(|| descriptors().build_v1()).transpose()?;
+        let v1 = v1.map(|service| service.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES));
+        let v1 = v1.map(|service| Open::new(service, &places));
+        let v1alpha = reflection.then(|| descriptors().build_v1alpha());
+        let v1alpha = v1alpha.transpose()?;
+        let v1alpha =
+            v1alpha.map(|service| service.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES));
+        let v1alpha = v1alpha.map(|service| Open::new(service, &places));
+        let gate = Gate::new(
+            Arc::clone(&self.callers),
+            self.config.reflection,
+            Auditor::new(audit, &self.callers, self.ingests.clone()),
+            Arc::clone(&self.shares),
+            Duration::from_secs(self.config.call_timeout_seconds),
+        );
+        let keepalive = Duration::from_secs(self.config.keepalive_interval_seconds);
+        let limits = connection_limits(&self.config, &self.callers);
+        let listener = Listener::new(listener, tls, HTTP2, limits, self.draining.clone());
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(keepalive))
+            .http2_keepalive_timeout(Some(Duration::from_secs(
+                self.config.keepalive_timeout_seconds,
+            )))
+            // What a held-back stream has sent ahead stays unread; the other calls of its connection need room beside it.
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_max_header_list_size(self.config.max_metadata_bytes)
+            .max_concurrent_streams(self.config.max_concurrent_streams_per_connection)
+            // Asks the client to leave, and lets its calls go on; the listener ends streams and, after the grace, all. Given
+            // a grace too, tonic would close the connection without having asked.
+            .max_connection_age(Duration::from_secs(self.config.max_connection_age_seconds))
+            // Errors that tonic makes itself get the details that all our errors have.
+            .layer(MapResponseLayer::new(status::with_details))
+            .layer(Authorization(Arc::new(gate)))
+            .add_service(verdict_service(self))
+            .add_service(admin_service(self))
+            .add_service(health)
+            .add_optional_service(v1)
+            .add_optional_service(v1alpha)
+            .serve_with_incoming_shutdown(listener, self.draining.clone().cancelled_owned());
+        Ok(async { Ok(server.await?) })
+    }
+
+    /// Serves the webhook edge, if there is a socket for it.
+    fn serve_webhooks(
+        &self,
+        listener: Option<TcpListener>,
+        tls: Option<Arc<Tls>>,
+    ) -> impl Future<Output = ()> + use<> {
+        let max_connections = self.config.webhook_max_connections;
+        let router = webhook::router(self);
+        self.serve_http(listener, tls, max_connections, router, self.draining.clone())
+    }
+
+    /// Serves what operators ask, if there is a socket for it, to the very end.
+    fn serve_ops(
+        &self,
+        listener: Option<TcpListener>,
+        tls: Option<Arc<Tls>>,
+        readiness: health::Readiness,
+    ) -> impl Future<Output = ()> + use<> {
+        const MAX_CONNECTIONS: usize = 64;
+        let router = ops::router(self, readiness);
+        self.serve_http(listener, tls, MAX_CONNECTIONS, router, CancellationToken::new())
+    }
+
+    /// Serves HTTP to clients whom nobody asks who they are.
+    fn serve_http(
+        &self,
+        listener: Option<TcpListener>,
+        tls: Option<Arc<Tls>>,
+        max_connections: usize,
+        router: Router,
+        closing: CancellationToken,
+    ) -> impl Future<Output = ()> + use<> {
+        let limits = Limits {
+            max_connections,
+            proof_timeout: None,
+            ..connection_limits(&self.config, &self.callers)
+        };
+        let head = http::HeadLimits {
+            timeout: Duration::from_secs(self.config.webhook_read_timeout_seconds),
+            max_headers: self.config.max_headers,
+            max_bytes: self.config.max_header_bytes,
+        };
+        let listener =
+            listener.map(|listener| Listener::new(listener, tls, HTTP1, limits, closing.clone()));
+        async move {
+            if let Some(listener) = listener {
+                http::serve(listener, router, head, closing).await;
+            }
+        }
+    }
 }
 
 fn connection_limits(config: &ServerConfig, callers: &Callers) -> Limits {

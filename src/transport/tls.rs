@@ -11,16 +11,16 @@ use std::{
 
 use jiff::Timestamp;
 use rustls::{
-    RootCertStore, ServerConfig,
+    RootCertStore,
     crypto::aws_lc_rs,
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::listener::Protocol;
+use super::listener::{HTTP1, HTTP2, Protocol};
 use crate::{
-    config::{ClientCertificates, TlsConfig},
+    config::{ClientCertificates, ServerConfig, TlsConfig},
     reload::{FileError, Files, Fingerprint, Reload},
 };
 
@@ -87,7 +87,7 @@ pub struct Tls {
     protocol: Protocol,
     paths: Vec<PathBuf>,
     first: Fingerprint,
-    current: RwLock<Arc<ServerConfig>>,
+    current: RwLock<Arc<rustls::ServerConfig>>,
 }
 
 impl Tls {
@@ -107,9 +107,45 @@ impl Tls {
     }
 
     /// What a new connection is given.
-    pub fn current(&self) -> Arc<ServerConfig> {
+    pub fn current(&self) -> Arc<rustls::ServerConfig> {
         let current = self.current.read();
         Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// TLS of each listener that has it.
+#[derive(Default)]
+pub struct ServerTls {
+    pub(super) grpc: Option<Arc<Tls>>,
+    pub(super) webhook: Option<Arc<Tls>>,
+    pub(super) ops: Option<Arc<Tls>>,
+}
+
+/// Why TLS of a listener cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("server.{section}: {error}")]
+pub struct SectionError {
+    section: &'static str,
+    error: TlsError,
+}
+
+impl ServerTls {
+    /// Reads all files. Blocks.
+    pub fn load(config: &ServerConfig) -> Result<Self, SectionError> {
+        let load = |section, tls: &Option<TlsConfig>, protocol| {
+            let loaded = tls.clone().map(|tls| Tls::load(tls, protocol)).transpose();
+            let loaded = loaded.map_err(|error| SectionError { section, error })?;
+            Ok(loaded.map(Arc::new))
+        };
+        Ok(Self {
+            grpc: load("tls", &config.tls, HTTP2)?,
+            webhook: load("webhook_tls", &config.webhook_tls, HTTP1)?,
+            ops: load("ops_tls", &config.ops_tls, HTTP1)?,
+        })
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Tls>> {
+        [&self.grpc, &self.webhook, &self.ops].into_iter().flatten()
     }
 }
 
@@ -139,9 +175,9 @@ fn server_config(
     config: &TlsConfig,
     protocol: Protocol,
     files: &Files,
-) -> Result<ServerConfig, TlsError> {
+) -> Result<rustls::ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(TlsError::Versions)?;
     let builder = match client_verifier(config, provider, files)? {

@@ -78,7 +78,7 @@ impl Place {
             directory: TempDir::new().expect("a directory"),
         };
         let mut config = format!(
-            "[server]\ngrpc_listen = \"127.0.0.1:0\"\n[log]\npath = \"{}\"\n",
+            "[server]\ngrpc_listen = \"127.0.0.1:0\"\nwebhook_listen = \"\"\nops_listen = \"\"\n[log]\npath = \"{}\"\n",
             place.path("log").display()
         );
         let root = std::env::current_dir().expect("a current directory");

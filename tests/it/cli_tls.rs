@@ -65,7 +65,7 @@ impl Serving {
         fs::write(directory.path().join("ca.crt"), authority.pem()).unwrap();
         fs::write(directory.path().join("secret"), "a secret value").unwrap();
         let config = format!(
-            "[server]\ngrpc_listen = \"127.0.0.1:0\"\nreload_interval_seconds = 1\n\
+            "[server]\ngrpc_listen = \"127.0.0.1:0\"\nwebhook_listen = \"\"\nops_listen = \"\"\nreload_interval_seconds = 1\n\
              [server.tls]\ncert_file = \"tls.crt\"\nkey_file = \"tls.key\"\n{more}\n\
              [[sources]]\nprovider = \"gu1\"\nsecrets = [{{ id = \"first\", file = \"secret\" }}]"
         );

@@ -262,7 +262,7 @@ impl Verdict {
         let directory = TempDir::new().unwrap();
         let log = directory.path().join("log");
         let mut config = format!(
-            "[server]\ngrpc_listen = \"127.0.0.1:0\"\n[log]\npath = \"{}\"\n",
+            "[server]\ngrpc_listen = \"127.0.0.1:0\"\nwebhook_listen = \"127.0.0.1:0\"\nops_listen = \"127.0.0.1:0\"\n[log]\npath = \"{}\"\n",
             log.display()
         );
         let accounts = |provider| (0..ACCOUNTS).map(move |account| (provider, account));

@@ -34,7 +34,8 @@ use verdict::{
     },
     provider::{PROVIDERS, Provider, RawWebhook, signature::Secret},
     source::Source,
-    transport::{self, Access, ServeError},
+    telemetry::Telemetry,
+    transport::{self, Access, Listeners, ServeError, Service},
 };
 
 /// Longer than anything here takes, so that a test that hangs fails instead.
@@ -263,11 +264,14 @@ impl Server {
         let stop = CancellationToken::new();
         let sources = sources.into_iter().map(Arc::new).collect();
         let running = tokio::spawn(transport::run(
-            config,
-            sources,
-            Arc::clone(&log),
-            Access::anyone(),
-            listener,
+            Service {
+                config,
+                sources,
+                log: Arc::clone(&log),
+                access: Access::anyone(),
+                telemetry: Telemetry::default(),
+            },
+            Listeners::grpc(listener),
             stop.clone().cancelled_owned(),
         ));
         let (url, channel) = match tls {

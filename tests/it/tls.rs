@@ -17,7 +17,7 @@ use verdict::{
     transport::{
         self,
         listener::{HTTP2, Limits, Listener},
-        tls::Tls,
+        tls::{ServerTls, Tls},
     },
 };
 
@@ -327,7 +327,7 @@ async fn everything_works_through_tls() {
 
 /// What is said about files that cannot be used.
 fn refusal(directory: &Path, clients: Clients) -> String {
-    let refused = transport::load_tls(&tls_config(directory, clients));
+    let refused = ServerTls::load(&tls_config(directory, clients));
     let refused = refused.err().expect("unusable files").to_string();
     assert!(!refused.contains('\n'), "more than one line: {refused}");
     assert!(refused.contains(directory.to_str().unwrap()), "{refused}");
@@ -343,7 +343,7 @@ fn files_that_cannot_be_used_are_named() {
     let restore = || {
         good.write(at, "tls");
         fs::write(at.join("ca.crt"), authority.pem()).unwrap();
-        let usable = transport::load_tls(&tls_config(at, Clients::Required));
+        let usable = ServerTls::load(&tls_config(at, Clients::Required));
         assert!(usable.is_ok());
     };
     restore();

@@ -26,7 +26,8 @@ use verdict::{
     provider::{Headers, RawWebhook},
     source::Source,
     subscription::{Message, READ_LIMIT},
-    transport::{self, Access, ServeError},
+    telemetry::Telemetry,
+    transport::{self, Access, Listeners, ServeError, Service},
 };
 
 use crate::{
@@ -368,11 +369,14 @@ async fn a_log_that_failed_before_the_start_ends_the_server_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let never = std::future::pending();
     let run = transport::run(
-        server_config(),
-        Vec::new(),
-        log,
-        Access::anyone(),
-        listener,
+        Service {
+            config: server_config(),
+            sources: Vec::new(),
+            log,
+            access: Access::anyone(),
+            telemetry: Telemetry::default(),
+        },
+        Listeners::grpc(listener),
         never,
     );
     let ended = time::timeout(PATIENCE, run).await.unwrap();

@@ -345,7 +345,7 @@ impl Process {
         let directory = TempDir::new().expect("a directory");
         let at = |name: &str| directory.path().join(name);
         let config = format!(
-            "{}[server]\ngrpc_listen = \"127.0.0.1:0\"\n[log]\npath = \"{}\"\n\
+            "{}[server]\ngrpc_listen = \"127.0.0.1:0\"\nwebhook_listen = \"\"\nops_listen = \"\"\n[log]\npath = \"{}\"\n\
              [[sources]]\nprovider = \"gu1\"\nsecrets = [{{ id = \"a\", env = \"GU1_SECRET\" }}]\n",
             two_callers(),
             at("log").display()

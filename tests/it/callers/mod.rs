@@ -33,7 +33,8 @@ use verdict::{
         verdict_service_client::VerdictServiceClient,
     },
     source::Source,
-    transport::{self, Access, ServeError},
+    telemetry::Telemetry,
+    transport::{self, Access, Listeners, ServeError, Service},
 };
 
 use crate::support::{PATIENCE, connect, fixture_source, memory_log};
@@ -122,11 +123,14 @@ impl House {
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let stop = CancellationToken::new();
         let running = tokio::spawn(transport::run(
-            loaded.server,
-            sources().into_iter().map(Arc::new).collect(),
-            Arc::clone(&log),
-            access,
-            listener,
+            Service {
+                config: loaded.server,
+                sources: sources().into_iter().map(Arc::new).collect(),
+                log: Arc::clone(&log),
+                access,
+                telemetry: Telemetry::default(),
+            },
+            Listeners::grpc(listener),
             stop.clone().cancelled_owned(),
         ));
         let channel = connect(&url).await;

@@ -41,7 +41,7 @@ impl Home {
             port: free_port(rng),
         };
         let mut config = format!(
-            "[server]\ngrpc_listen = \"127.0.0.1:{}\"\n[log]\npath = \"{}\"\nsegment_bytes = 1048576\n",
+            "[server]\ngrpc_listen = \"127.0.0.1:{}\"\nwebhook_listen = \"\"\nops_listen = \"\"\n[log]\npath = \"{}\"\nsegment_bytes = 1048576\n",
             home.port,
             home.path("log").display()
         );
