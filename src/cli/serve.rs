@@ -4,7 +4,10 @@ use std::{
     env,
     io::{self, IsTerminal},
     net::SocketAddr,
+    process,
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -18,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 use super::{CliError, ConfigArg, output};
 use crate::{
     audit::Audit,
+    config::ServerConfig,
     log::Position,
     telemetry::Telemetry,
     transport::{self, Access, Listeners, Service, tls::ServerTls},
@@ -26,14 +30,17 @@ use crate::{
 const INSECURE: &str = "server.insecure is set: without TLS anyone on the way can listen in, and without callers anyone who \
                         can connect may read and write";
 
-const WEBHOOK_INSECURE: &str = "server.webhook_insecure is set: without TLS before it anyone on the way can read webhooks";
+const WEBHOOK_INSECURE: &str =
+    "server.webhook_insecure is set: without TLS before it anyone on the way can read webhooks";
 
-const OPS_INSECURE: &str = "server.ops_insecure is set: anyone who can connect may read the metrics";
+const OPS_INSECURE: &str =
+    "server.ops_insecure is set: anyone who can connect may read the metrics";
 
 /// Runs the service.
 ///
 /// Logs go to standard error: readable on a terminal, JSON lines elsewhere. VERDICT_LOG sets the level, for example
-/// VERDICT_LOG=debug. SIGTERM or Ctrl-C stops the service: subscribers are told, calls in flight finish.
+/// VERDICT_LOG=debug. SIGTERM or Ctrl-C stops the service: subscribers are told, calls in flight finish. A second one ends it
+/// at once.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -45,7 +52,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     ServerTls::load(&loaded.server).map_err(CliError::tls)?;
     start_logging()?;
     raise_open_files(loaded.server.max_connections);
-    let stop = stop_signal().map_err(CliError::failed)?;
+    let stop = stop_signal(time_to_stop(&loaded.server)).map_err(CliError::failed)?;
 
     let path = loaded.log.path.clone();
     let log = transport::open_log(&loaded.log).map_err(|error| CliError::file(&path, error))?;
@@ -115,7 +122,9 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
 async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|error| {
-        CliError::Failed(format!("cannot listen on {address} (server.{key}): {error}"))
+        CliError::Failed(format!(
+            "cannot listen on {address} (server.{key}): {error}"
+        ))
     })
 }
 
@@ -155,14 +164,38 @@ fn raise_open_files(max_connections: usize) {
     }
 }
 
-/// Resolves on SIGTERM or SIGINT.
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+/// How long stopping may take in all: what the configuration gives it, and what it takes to close the log.
+fn time_to_stop(config: &ServerConfig) -> Duration {
+    const CLOSING: Duration = Duration::from_secs(10);
+    Duration::from_secs(config.drain_delay_seconds + config.shutdown_grace_seconds) + CLOSING
+}
+
+/// Resolves on SIGTERM or SIGINT. A second one ends the process at once, and so does a shutdown that takes too long: a disk
+/// that does not answer must not keep it. Nothing that was acknowledged is lost by that, as in a power cut.
+fn stop_signal(time_to_stop: Duration) -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+    let mut signal = async move || {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+    };
+    Ok(async move {
+        signal().await;
+        thread::spawn(move || {
+            thread::sleep(time_to_stop);
+            end_now("stopping takes too long");
+        });
+        tokio::spawn(async move {
+            signal().await;
+            end_now("told to stop twice");
+        });
     })
+}
+
+/// Ends the process as it is.
+fn end_now(why: &str) {
+    output::complain(&format!("error: {why}; ended at once"));
+    process::exit(1);
 }

@@ -140,7 +140,13 @@ impl ServerConfig {
             )),
         };
         let listeners = [
-            ("grpc_listen", Some(self.grpc_listen), grpc, "insecure", self.insecure),
+            (
+                "grpc_listen",
+                Some(self.grpc_listen),
+                grpc,
+                "insecure",
+                self.insecure,
+            ),
             (
                 "webhook_listen",
                 self.webhook_listen,
@@ -148,7 +154,13 @@ impl ServerConfig {
                 "webhook_insecure",
                 self.webhook_insecure,
             ),
-            ("ops_listen", self.ops_listen, ops, "ops_insecure", self.ops_insecure),
+            (
+                "ops_listen",
+                self.ops_listen,
+                ops,
+                "ops_insecure",
+                self.ops_insecure,
+            ),
         ];
         for (listen, address, weakness, insecure, is_meant) in listeners {
             if let (Some(address), Some((missing, remedy))) = (address, weakness)
@@ -199,8 +211,14 @@ impl ServerConfig {
             ),
             ("max_metadata_bytes", self.max_metadata_bytes.into()),
             ("max_json_depth", self.max_json_depth as u64),
-            ("webhook_max_connections", self.webhook_max_connections as u64),
-            ("webhook_read_timeout_seconds", self.webhook_read_timeout_seconds),
+            (
+                "webhook_max_connections",
+                self.webhook_max_connections as u64,
+            ),
+            (
+                "webhook_read_timeout_seconds",
+                self.webhook_read_timeout_seconds,
+            ),
         ];
         if let Some((name, _)) = limits.iter().find(|(_, limit)| *limit == 0) {
             return Err(ServerError::Zero(name));

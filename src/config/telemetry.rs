@@ -163,9 +163,8 @@ impl OtlpConfig {
         if self.timeout_seconds == 0 {
             return Err(OtlpError::Timeout);
         }
-        let read = |path: PathBuf| {
-            fs::read(&path).map_err(|error| OtlpError::CaFile { path, error })
-        };
+        let read =
+            |path: PathBuf| fs::read(&path).map_err(|error| OtlpError::CaFile { path, error });
         let headers = self.headers.into_iter().map(|(name, place)| {
             let parsed = HeaderName::try_from(name.as_str());
             let parsed = parsed.map_err(|_| OtlpError::HeaderName(name.clone()))?;
@@ -191,8 +190,9 @@ impl ValuePlace {
                 Some(value) => value.clone(),
                 None => return Err(format!("the environment variable {variable:?} is not set")),
             },
-            (None, Some(path)) => fs::read_to_string(&path)
-                .map_err(|error| format!("{}: {error}", path.display()))?,
+            (None, Some(path)) => {
+                fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?
+            }
             _ => return Err("name either env or file".to_owned()),
         };
         let text = text.trim();

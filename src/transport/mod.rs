@@ -406,7 +406,13 @@ impl Shared {
     ) -> impl Future<Output = ()> + use<> {
         let max_connections = self.config.webhook_max_connections;
         let router = webhook::router(self);
-        self.serve_http(listener, tls, max_connections, router, self.draining.clone())
+        self.serve_http(
+            listener,
+            tls,
+            max_connections,
+            router,
+            self.draining.clone(),
+        )
     }
 
     /// Serves what operators ask, if there is a socket for it, to the very end.
@@ -418,7 +424,13 @@ impl Shared {
     ) -> impl Future<Output = ()> + use<> {
         const MAX_CONNECTIONS: usize = 64;
         let router = ops::router(self, readiness);
-        self.serve_http(listener, tls, MAX_CONNECTIONS, router, CancellationToken::new())
+        self.serve_http(
+            listener,
+            tls,
+            MAX_CONNECTIONS,
+            router,
+            CancellationToken::new(),
+        )
     }
 
     /// Serves HTTP to clients whom nobody asks who they are.

@@ -106,6 +106,20 @@ impl Place {
         fs::write(self.config(), format!("{config}\n{text}")).expect("a file");
     }
 
+    /// Sets keys of the server.
+    pub(crate) fn configure_server(&self, keys: &str) {
+        let config = fs::read_to_string(self.config()).expect("a file");
+        let config = config.replacen("[server]\n", &format!("[server]\n{keys}\n"), 1);
+        fs::write(self.config(), config).expect("a file");
+    }
+
+    /// Has the next server listen for webhooks and for operators too.
+    pub(crate) fn listen_for_http(&self) {
+        let config = fs::read_to_string(self.config()).expect("a file");
+        let config = config.replace("_listen = \"\"", "_listen = \"127.0.0.1:0\"");
+        fs::write(self.config(), config).expect("a file");
+    }
+
     /// Has the next server listen where an earlier one did.
     fn listen_on(&self, endpoint: &str) {
         let config = fs::read_to_string(self.config()).expect("a file");
@@ -122,19 +136,21 @@ impl Place {
             .spawn()
             .expect("the binary runs");
         let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
-        let address = lines
-            .by_ref()
-            .map(|line| line.expect("UTF-8"))
-            .find_map(|line| {
-                let line: Value = serde_json::from_str(&line).expect("logs in a pipe are JSON");
-                Some(line["server.address"].as_str()?.to_owned())
-            });
-        let address = address.expect("the server tells where it listens");
+        let serving = lines.by_ref().find_map(|line| {
+            let line: Value =
+                serde_json::from_str(&line.expect("UTF-8")).expect("logs in a pipe are JSON");
+            line.get("server.address").is_some().then_some(line)
+        });
+        let serving = serving.expect("the server tells where it listens");
+        let address = |key: &str| Some(serving.get(key)?.as_str()?.to_owned());
+        let grpc = address("server.address").expect("an address");
         // Whoever writes to a pipe that nobody reads has to wait.
         std::thread::spawn(move || lines.for_each(drop));
         Serving {
             process,
-            endpoint: format!("http://{address}"),
+            endpoint: format!("http://{grpc}"),
+            webhook: address("server.webhook_address"),
+            ops: address("server.ops_address"),
         }
     }
 }
@@ -143,6 +159,9 @@ impl Place {
 pub(crate) struct Serving {
     process: Child,
     pub(crate) endpoint: String,
+    /// Where it listens for webhooks and for operators, if it does.
+    pub(crate) webhook: Option<String>,
+    pub(crate) ops: Option<String>,
 }
 
 impl Serving {
@@ -154,7 +173,7 @@ impl Serving {
         command
     }
 
-    async fn client(&self) -> VerdictServiceClient<Channel> {
+    pub(crate) async fn client(&self) -> VerdictServiceClient<Channel> {
         VerdictServiceClient::new(connect(&self.endpoint).await)
     }
 
@@ -164,10 +183,14 @@ impl Serving {
         self.process.wait().expect("it ends");
     }
 
-    pub(crate) fn end(&mut self, signal: &str) -> std::process::ExitStatus {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.process.id().to_string();
         let kill = run(Command::new("kill").args([signal, &pid]));
         assert!(kill.status.success());
+    }
+
+    pub(crate) fn end(&mut self, signal: &str) -> std::process::ExitStatus {
+        self.signal(signal);
         self.process.wait().expect("it ends")
     }
 

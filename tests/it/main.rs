@@ -11,6 +11,7 @@ mod connections;
 mod consumers;
 mod crash;
 mod damage;
+mod drain;
 mod encryption;
 mod erase;
 mod fixtures;

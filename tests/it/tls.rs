@@ -15,7 +15,6 @@ use tonic::transport::{ClientTlsConfig, server::Connected};
 use verdict::{
     config,
     transport::{
-        self,
         listener::{HTTP2, Limits, Listener},
         tls::{ServerTls, Tls},
     },
