@@ -304,4 +304,53 @@ mod tests {
             assert_eq!(missing(beyond, "insecure = true", false), None);
         }
     }
+
+    #[test]
+    fn beyond_loopback_webhooks_need_tls_and_metrics_need_certificates_of_clients() {
+        let tls = |section: &str, more: &str| {
+            format!("[server.{section}]\ncert_file = \"c\"\nkey_file = \"k\"\n{more}")
+        };
+        let mutual = "client_certificates = \"required\"\nclient_ca_file = \"a\"";
+        let refused = |text: &str| {
+            let config = parse(&format!("[server]\n{text}"), &Variables::new());
+            let checked = config.expect("a configuration").server.check_exposure(true);
+            checked.err().map(|error| error.to_string())
+        };
+        let webhook = "webhook_listen = \"0.0.0.0:1\"\n";
+        let said = refused(webhook).expect("a refusal");
+        for expected in [
+            "webhook_listen",
+            "[server.webhook_tls]",
+            "webhook_insecure = true",
+        ] {
+            assert!(said.contains(expected), "{said}");
+        }
+        assert!(refused(&format!("insecure = true\nops_insecure = true\n{webhook}")).is_some());
+        assert_eq!(
+            refused(&format!("webhook_insecure = true\n{webhook}")),
+            None
+        );
+        assert_eq!(
+            refused(&format!("{webhook}{}", tls("webhook_tls", ""))),
+            None
+        );
+
+        let ops = "ops_listen = \"[::]:1\"\n";
+        for more in [
+            String::new(),
+            tls("ops_tls", ""),
+            tls("webhook_tls", mutual),
+        ] {
+            let said = refused(&format!("{ops}{more}")).expect("a refusal");
+            for expected in ["ops_listen", "[server.ops_tls]", "ops_insecure = true"] {
+                assert!(said.contains(expected), "{said}");
+            }
+        }
+        assert_eq!(refused(&format!("ops_insecure = true\n{ops}")), None);
+        assert_eq!(refused(&format!("{ops}{}", tls("ops_tls", mutual))), None);
+
+        for nowhere in ["webhook_listen = \"\"", "ops_listen = \"\"", ""] {
+            assert_eq!(refused(nowhere), None);
+        }
+    }
 }

@@ -94,6 +94,40 @@ fn what_is_wrong_is_said_in_one_line() {
             "insecure = true",
         ),
         (
+            "[server]\nwebhook_listen = \"8080\"",
+            "is not an address and a port",
+        ),
+        (
+            "[server]\nwebhook_trusted_proxies = [\"10.0.0.0/33\"]",
+            "webhook_trusted_proxies",
+        ),
+        (
+            "[server]\nwebhook_forwarded_header = \"via\"",
+            "webhook_forwarded_header",
+        ),
+        (
+            &format!("[server]\ndrain_delay_seconds = 3601\n{GU1}"),
+            "server.drain_delay_seconds must be at most 3600",
+        ),
+        (
+            &format!("{GU1}[telemetry.otlp]\nendpoint = \"collector:4317\""),
+            "telemetry.otlp: endpoint must be http://",
+        ),
+        (
+            &format!("{GU1}[telemetry.otlp]\nendpoint = \"http://c\"\nca_file = \"a\""),
+            "ca_file does nothing",
+        ),
+        (
+            &format!("{GU1}[telemetry.otlp]\nendpoint = \"http://c\"\nsample_ratio = 2"),
+            "sample_ratio must be between 0 and 1",
+        ),
+        (
+            &format!(
+                "{GU1}[telemetry.otlp]\nendpoint = \"http://c\"\nheaders = {{ a = {{ env = \"NO_SUCH\" }} }}"
+            ),
+            "header a: the environment variable \"NO_SUCH\" is not set",
+        ),
+        (
             "[log]\nkind = \"jetstream\"",
             "\"jetstream\" is not supported by this version",
         ),

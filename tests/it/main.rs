@@ -39,6 +39,7 @@ mod subscribe;
 mod support;
 mod timing;
 mod tls;
+mod tls_http;
 mod trouble;
 mod troubled_log;
 mod verification;
