@@ -12,11 +12,15 @@
 //! - Kraken's `note` is a reason only where the user was not approved.
 //! - The approval of an add-on is an approval of that add-on: `level` tells which.
 //! - Each classic webhook type has a secret of its own; a source lists them all.
+//! - Compression is not mentioned. The signature is taken to be over the body as it was before any `Content-Encoding`.
+
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::{
-    NormalizeError, Normalized, Provider, Sample, VerifiedWebhook, Word, json, provider_source,
+    NormalizeError, Normalized, Posting, Provider, Sample, Success, VerifiedWebhook, Word, json,
+    provider_source,
     signature::{Hash, Key, Recipe, Scheme},
 };
 use crate::{
@@ -62,6 +66,15 @@ impl Provider for Fractal {
 
     fn schemes(&self) -> &'static [Scheme] {
         SCHEMES
+    }
+
+    /// `/user-integration/webhooks/delivery`: 10 s, any 2xx, everything else is sent again.
+    fn posting(&self) -> Posting {
+        Posting {
+            patience: Duration::from_secs(10),
+            success: Success::Any2xx,
+            again_after_4xx: true,
+        }
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {

@@ -21,12 +21,16 @@
 //! - The tolerance of `header_v1` was cut off on the page; the source's own applies. The key is taken to be the hex
 //!   text of the secret's SHA-256.
 //! - The reason of a rejection is Didit's warning as JSON in a string, or a sentence.
+//! - Compression is not mentioned. Each signature is taken to be over a body as it was before any `Content-Encoding`.
+
+use std::time::Duration;
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 
 use super::{
-    NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook, Word, didit_risk,
+    NormalizeError, Normalized, Posting, Provider, ReasonTable, Sample, Success, VerifiedWebhook,
+    Word, didit_risk,
     json::{self, Rewrite},
     reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
@@ -81,6 +85,15 @@ impl Provider for Fyatu {
 
     fn schemes(&self) -> &'static [Scheme] {
         SCHEMES
+    }
+
+    /// `/v3/webhooks` and `/v3.20/webhooks/update`: 10 s (30 s on another page), any 2xx, everything else is sent again.
+    fn posting(&self) -> Posting {
+        Posting {
+            patience: Duration::from_secs(10),
+            success: Success::Any2xx,
+            again_after_4xx: true,
+        }
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {

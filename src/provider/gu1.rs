@@ -16,13 +16,16 @@
 //!   bytes, and else a conflict in the quarantine.
 //! - `kycValidationId`, which ties a biometric session to its validation, stays in the raw delivery.
 //! - A rejected validation that is no longer current was rejected by hand.
+//! - Compression is not mentioned. The signature is taken to be over the body as it was before any `Content-Encoding`.
+
+use std::time::Duration;
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 
 use super::{
-    NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook, Word, didit_risk,
-    json, provider_source, reason_code,
+    NormalizeError, Normalized, Posting, Provider, ReasonTable, Sample, Success, VerifiedWebhook,
+    Word, didit_risk, json, provider_source, reason_code,
     signature::{Hash, Key, Recipe, Scheme},
     unsigned_id,
 };
@@ -56,6 +59,15 @@ impl Provider for Gu1 {
 
     fn schemes(&self) -> &'static [Scheme] {
         SCHEMES
+    }
+
+    /// `/webhooks/configuration`: 30 s, 200. What is sent again, and when, was not found.
+    fn posting(&self) -> Posting {
+        Posting {
+            patience: Duration::from_secs(30),
+            success: Success::Only200,
+            again_after_4xx: false,
+        }
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {

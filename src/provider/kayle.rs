@@ -9,13 +9,16 @@
 //!   one event, and only over the empty `data` that it has.
 //! - Several `v1` signatures in one header are not documented. One that matches is enough.
 //! - Nothing in a payload tells its time, so `occurred_at` is absent.
+//! - Compression is not mentioned. The signature is taken to be over the JWE as it was before any `Content-Encoding`.
+
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    ALLOW_PLAINTEXT, NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook,
-    Word, json, provider_source, reason_code, reasons_of,
+    ALLOW_PLAINTEXT, NormalizeError, Normalized, Posting, Provider, ReasonTable, Sample, Success,
+    VerifiedWebhook, Word, json, provider_source, reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
 };
 use crate::{
@@ -55,6 +58,15 @@ impl Provider for Kayle {
 
     fn options(&self) -> &'static [&'static str] {
         &[ALLOW_PLAINTEXT]
+    }
+
+    /// `/webhooks/overview` and `/webhooks/deliveries`: "a few seconds", any 2xx, everything else is sent again.
+    fn posting(&self) -> Posting {
+        Posting {
+            patience: Duration::from_secs(5),
+            success: Success::Any2xx,
+            again_after_4xx: true,
+        }
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {

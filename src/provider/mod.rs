@@ -14,7 +14,7 @@ mod gu1;
 mod kayle;
 mod ralio;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 
@@ -56,12 +56,40 @@ pub trait Provider: fmt::Debug + Send + Sync {
         &[]
     }
 
+    /// How the provider posts, and what it makes of an answer. None of them asks for a challenge to be answered before it
+    /// posts, and none wants something in the body of an answer.
+    fn posting(&self) -> Posting;
+
     /// Turns a verified webhook into an event. Pure: the same webhook makes the same event, for ever.
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError>;
 
     /// Bodies as the provider sends them, unsigned and unencrypted: at least one for each scheme. The demo sends them,
     /// and the contract tests try to fool the adapter with them.
     fn samples(&self) -> &'static [Sample];
+}
+
+/// How a provider posts its webhooks.
+///
+/// What it signs is the body as it was before any `Content-Encoding`: a coding may be put on and taken off on the way, and
+/// no provider's pages mention one.
+#[derive(Clone, Copy, Debug)]
+pub struct Posting {
+    /// How long it waits for an answer.
+    pub patience: Duration,
+    /// What it takes for success. Everything else it takes for failure.
+    pub success: Success,
+    /// Whether it posts again after an answer that puts the blame on it, a 4xx. False where its pages do not say: what it
+    /// may never post again must not be refused so for a trouble of ours.
+    pub again_after_4xx: bool,
+}
+
+/// The answers that a provider takes for success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Success {
+    /// Those of 200 to 299.
+    Any2xx,
+    /// 200 alone.
+    Only200,
 }
 
 /// The switch by which the source of an encrypting provider also accepts signed payloads that are plain JSON.

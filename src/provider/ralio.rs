@@ -9,12 +9,16 @@
 //! - No time is signed, so an old delivery is recognized only as a redelivery.
 //! - A check's state other than 1, 2, `Validated` and `Refused` is kept in `provider_result` with no result of ours.
 //! - The event's name decides the outcome, never the state of a check.
+//! - Compression is not mentioned. The signature is taken to be over the body as it was before any `Content-Encoding`.
+
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    NormalizeError, Normalized, Provider, ReasonTable, Sample, VerifiedWebhook, Word,
+    NormalizeError, Normalized, Posting, Provider, ReasonTable, Sample, Success, VerifiedWebhook,
+    Word,
     json::{self, TextOrNumber},
     provider_source, reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
@@ -49,6 +53,15 @@ impl Provider for Ralio {
 
     fn schemes(&self) -> &'static [Scheme] {
         SCHEMES
+    }
+
+    /// `/introduction` and the page of each event: 60 s, 200, a 4xx is final.
+    fn posting(&self) -> Posting {
+        Posting {
+            patience: Duration::from_secs(60),
+            success: Success::Only200,
+            again_after_4xx: false,
+        }
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {

@@ -11,7 +11,8 @@ use verdict::{
         get_delivery_request::Target, verification_event::Detail,
     },
     provider::{
-        NormalizeError, Normalized, Provider, Sample, VerifiedWebhook, jwe, signature::Scheme,
+        NormalizeError, Normalized, Posting, Provider, Sample, VerifiedWebhook, jwe,
+        signature::Scheme,
     },
     source::Source,
 };
@@ -534,7 +535,7 @@ async fn many_webhooks_at_once_get_places_of_their_own() {
 
 /// An adapter with a bug.
 #[derive(Debug)]
-struct Panicking;
+pub(crate) struct Panicking;
 
 impl Provider for Panicking {
     fn name(&self) -> &'static str {
@@ -543,6 +544,10 @@ impl Provider for Panicking {
 
     fn schemes(&self) -> &'static [Scheme] {
         fixture_source("gu1").provider.schemes()
+    }
+
+    fn posting(&self) -> Posting {
+        fixture_source("gu1").provider.posting()
     }
 
     fn normalize(&self, _webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
