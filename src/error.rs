@@ -20,6 +20,8 @@ pub enum Code {
     DeliveryNotFound,
     /// The webhook was not proved genuine. There is one answer for all causes.
     SignatureInvalid,
+    /// A webhook was posted from an address that its source does not allow.
+    AddressNotAllowed,
     /// The payload is larger than allowed.
     PayloadTooLarge,
     /// A field is missing or malformed.
@@ -51,6 +53,7 @@ impl Code {
             Self::VerificationNotFound => "VERIFICATION_NOT_FOUND",
             Self::DeliveryNotFound => "DELIVERY_NOT_FOUND",
             Self::SignatureInvalid => "SIGNATURE_INVALID",
+            Self::AddressNotAllowed => "ADDRESS_NOT_ALLOWED",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
             Self::InvalidRequest => "INVALID_REQUEST",
             Self::CursorOutOfRange => "CURSOR_OUT_OF_RANGE",
@@ -67,7 +70,7 @@ impl Code {
     pub fn grpc(self) -> GrpcCode {
         match self {
             Self::Unauthenticated => GrpcCode::Unauthenticated,
-            Self::ScopeMissing => GrpcCode::PermissionDenied,
+            Self::ScopeMissing | Self::AddressNotAllowed => GrpcCode::PermissionDenied,
             Self::SourceNotFound
             | Self::EventNotFound
             | Self::VerificationNotFound
@@ -87,7 +90,7 @@ impl Code {
     pub fn http(self) -> StatusCode {
         match self {
             Self::Unauthenticated | Self::SignatureInvalid => StatusCode::UNAUTHORIZED,
-            Self::ScopeMissing => StatusCode::FORBIDDEN,
+            Self::ScopeMissing | Self::AddressNotAllowed => StatusCode::FORBIDDEN,
             Self::SourceNotFound
             | Self::EventNotFound
             | Self::VerificationNotFound
@@ -113,6 +116,7 @@ impl Code {
             | Self::VerificationNotFound
             | Self::DeliveryNotFound
             | Self::SignatureInvalid
+            | Self::AddressNotAllowed
             | Self::PayloadTooLarge
             | Self::InvalidRequest
             | Self::CursorOutOfRange

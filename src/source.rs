@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::{
@@ -42,6 +43,8 @@ pub struct Source {
     pub tolerance: Duration,
     /// Whether deliveries that are not proved genuine are kept, in a quarantine of their own.
     pub keep_unverified: bool,
+    /// From which addresses its webhooks may be posted; from anywhere, if there are none.
+    pub allowed_ips: Vec<IpNet>,
     /// How deep the JSON of a webhook may be nested.
     pub max_json_depth: usize,
     /// The switches that are on.

@@ -53,6 +53,7 @@ fn source(provider: &'static dyn Provider, scheme: &'static Scheme) -> Source {
         max_json_depth: DEFAULT_MAX_JSON_DEPTH,
         tolerance: Duration::from_secs(300),
         keep_unverified: false,
+        allowed_ips: Vec::new(),
         options: provider
             .options()
             .iter()

@@ -168,6 +168,7 @@ fn sources() -> Result<Vec<Arc<Source>>, CliError> {
                 }),
                 tolerance: Duration::from_secs(300),
                 keep_unverified: false,
+                allowed_ips: Vec::new(),
                 max_json_depth: DEFAULT_MAX_JSON_DEPTH,
                 options: BTreeSet::new(),
                 counts: Counts::default(),

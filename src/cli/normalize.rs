@@ -97,6 +97,7 @@ fn offline(args: &Args) -> Result<Source, CliError> {
         keyring: Keyring::from(Keys::default()),
         tolerance: Duration::ZERO,
         keep_unverified: false,
+        allowed_ips: Vec::new(),
         max_json_depth: DEFAULT_MAX_JSON_DEPTH,
         options: BTreeSet::new(),
         counts: Counts::default(),

@@ -2,10 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -36,6 +38,9 @@ pub struct SourceConfig {
     tolerance_seconds: u64,
     #[serde(default)]
     keep_unverified: bool,
+    /// Empty means from anywhere.
+    #[serde(default)]
+    allowed_ips: Vec<String>,
     #[serde(default)]
     options: BTreeMap<String, bool>,
 }
@@ -94,6 +99,11 @@ pub enum SourceError {
         /// The schemes of the provider.
         known: String,
     },
+    /// Not a place that webhooks could be posted from.
+    #[error(
+        "allowed_ips: {0:?} is neither an address nor a network like 203.0.113.0/24 or 2001:db8::/32"
+    )]
+    AllowedIp(String),
     /// A switch that the provider does not have.
     #[error("unknown option {0:?}")]
     UnknownOption(String),
@@ -173,6 +183,7 @@ impl SourceConfig {
             keyring,
             tolerance: Duration::from_secs(self.tolerance_seconds),
             keep_unverified: self.keep_unverified,
+            allowed_ips: networks(&self.allowed_ips)?,
             max_json_depth: DEFAULT_MAX_JSON_DEPTH,
             options,
             counts: Counts::default(),
@@ -184,6 +195,20 @@ impl SourceConfig {
 pub(super) fn is_account(account: &str) -> bool {
     let in_account = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     (1..=64).contains(&account.len()) && account.bytes().all(in_account)
+}
+
+/// Networks and single addresses. Those of IPv4 must be written as such, because they are compared as such.
+fn networks(written: &[String]) -> Result<Vec<IpNet>, SourceError> {
+    let network = |text: &String| {
+        let network = text
+            .parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let network = network
+            .ok()
+            .filter(|network| network.addr().to_canonical() == network.addr());
+        network.ok_or_else(|| SourceError::AllowedIp(text.clone()))
+    };
+    written.iter().map(network).collect()
 }
 
 /// The schemes with these names; the provider's default when there are none.

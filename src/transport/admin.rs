@@ -407,6 +407,7 @@ fn info(source: &Source, started_at: Timestamp) -> SourceInfo {
         keyring,
         tolerance,
         keep_unverified,
+        allowed_ips: _,
         max_json_depth: _,
         options: _,
         counts,
