@@ -1,19 +1,21 @@
 //! HTTP/1.1, for those who do not speak gRPC: providers, and what watches over the server.
 
-use std::{pin::pin, time::Duration};
+use std::{future::poll_fn, io, pin, time::Duration};
 
-use axum::{Extension, Router};
+use axum::Router;
 use futures_util::StreamExt;
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
-use tokio::task::JoinSet;
+use http::Request;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{io::AsyncWriteExt, task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
+use tower::ServiceExt;
 
 use super::{connection::Connection, listener::Listener};
+
+/// How long a client is given to read its last answer.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What a request may have before its body.
 #[derive(Clone, Copy, Debug)]
@@ -53,23 +55,36 @@ async fn serve_connection(connection: Connection, router: Router, limits: HeadLi
     const LEAST_BUFFER_BYTES: usize = 8 << 10;
     let info = connection.connect_info();
     let closing = info.closing.clone();
-    let service = TowerToHyperService::new(router.layer(Extension(info)));
-    let mut served = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.timeout)
-            .max_headers(limits.max_headers)
-            .max_buf_size(limits.max_bytes.max(LEAST_BUFFER_BYTES))
-            .serve_connection(TokioIo::new(connection), service)
-    );
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(info.clone());
+        Box::pin(router.clone().oneshot(request))
+    });
+    let mut served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.timeout)
+        .max_headers(limits.max_headers)
+        .max_buf_size(limits.max_bytes.max(LEAST_BUFFER_BYTES))
+        .serve_connection(TokioIo::new(connection), service);
     let ended = tokio::select! {
-        ended = served.as_mut() => ended,
+        ended = poll_fn(|context| served.poll_without_shutdown(context)) => ended,
         () = closing.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+            pin::Pin::new(&mut served).graceful_shutdown();
+            poll_fn(|context| served.poll_without_shutdown(context)).await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection has failed");
+    match ended {
+        Ok(()) => {
+            let connection = served.into_parts().io.into_inner();
+            let _told_or_not = time::timeout(LINGER, linger(connection)).await;
+        }
+        Err(error) => tracing::debug!(%error, "a connection has failed"),
     }
+}
+
+/// Ends a connection in order. A client may still be sending what nobody wants to read: closing over that would take the
+/// answer from it.
+async fn linger(mut connection: Connection) -> io::Result<()> {
+    connection.shutdown().await?;
+    tokio::io::copy(&mut connection, &mut tokio::io::sink()).await?;
+    Ok(())
 }

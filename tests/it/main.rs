@@ -43,3 +43,4 @@ mod tls_http;
 mod trouble;
 mod troubled_log;
 mod verification;
+mod webhook;

@@ -1,0 +1,210 @@
+//! The webhook edge: providers post here what callers would hand over by `Ingest`.
+//!
+//! A webhook proves itself, so nobody is asked who they are, and nothing is believed that the signature does not prove: not
+//! the trace that a request claims to belong to, and its sender's address only where a trusted proxy tells it.
+
+mod answer;
+mod body;
+mod client_address;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::HttpBody,
+    extract::{Request, State},
+    response::Response,
+};
+use http::{HeaderMap, Method, header, request::Parts};
+use tokio::time;
+
+use self::{
+    answer::Refusal,
+    body::{Coding, Memory},
+};
+use super::{Shared, listener::ConnectionInfo, now};
+use crate::{
+    config::DEFAULT_ACCOUNT,
+    ingest::{IngestError, Received},
+    provider::{Headers, RawWebhook},
+    source::Source,
+    telemetry::metrics,
+};
+
+/// How long before the end of a provider's patience it is answered at the latest.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Headers that tell of the way to us and not of the webhook.
+const HOP_HEADERS: [header::HeaderName; 9] = [
+    header::CONNECTION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::HeaderName::from_static("keep-alive"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// What the edge serves with.
+#[derive(Clone)]
+struct Edge {
+    shared: Shared,
+    memory: Memory,
+}
+
+/// `POST /webhooks/{provider}[/{account}]`. The path is compared as it was sent: names have nothing that would have to be
+/// escaped, so there is one way to write each.
+pub(super) fn router(shared: &Shared) -> Router {
+    let edge = Edge {
+        shared: shared.clone(),
+        memory: Memory::new(shared.config.max_payload_bytes),
+    };
+    Router::new().fallback(answer).with_state(edge)
+}
+
+async fn answer(State(edge): State<Edge>, request: Request) -> Response {
+    let begun = Instant::now();
+    let has_body = !request.body().is_end_stream();
+    let source = edge.source(request.uri().path());
+    let taken = match source {
+        Some(source) => edge.take(source, request, begun).await,
+        None => Err(Refusal::NoSource),
+    };
+    let provider = source.map(|source| source.provider);
+    let response = match taken {
+        Ok(()) => answer::received(),
+        Err(refusal) => answer::refused(refusal, provider.map(|p| p.posting()), has_body),
+    };
+    let provider = provider.map_or(metrics::UNKNOWN, |provider| provider.name());
+    let status = response.status().as_u16();
+    let metrics = &edge.shared.telemetry.metrics;
+    metrics.webhook(provider, status, begun.elapsed(), None);
+    response
+}
+
+impl Edge {
+    /// The source that a path belongs to.
+    fn source(&self, path: &str) -> Option<&Arc<Source>> {
+        let named = path.strip_prefix("/webhooks/")?;
+        let (provider, account) = named.split_once('/').unwrap_or((named, DEFAULT_ACCOUNT));
+        self.shared.ingestor.source(provider, account)
+    }
+
+    /// Takes the webhook of a request, the whole way.
+    async fn take(
+        &self,
+        source: &Arc<Source>,
+        request: Request,
+        begun: Instant,
+    ) -> Result<(), Refusal> {
+        let (head, body) = request.into_parts();
+        self.check(source, &head)?;
+        let headers = self.headers(&head.headers)?;
+        let coding = Coding::of(&head.headers)?;
+        let config = &self.shared.config;
+        let mut memory = self.memory.nothing();
+        memory.take(size_bytes(&head.headers))?;
+        let received = body::receive(body, coding, config.max_payload_bytes, &mut memory);
+        let timeout = Duration::from_secs(config.webhook_read_timeout_seconds);
+        let received = time::timeout(timeout, received).await;
+        let payload = received.map_err(|_| Refusal::TooSlow)??;
+
+        let ingestor = Arc::clone(&self.shared.ingestor);
+        let source = Arc::clone(source);
+        let answer_by = begun + source.provider.posting().patience.saturating_sub(MARGIN);
+        // On a task of its own: a provider that hangs up neither stops what has begun nor keeps it from being counted.
+        let ingested = self.shared.ingests.spawn(async move {
+            let _memory = memory;
+            let webhook = RawWebhook { payload, headers };
+            let (provider, account) = (source.provider.name(), &source.account);
+            ingestor
+                .ingest(provider, account, webhook, Received::Now(now()), None)
+                .await
+        });
+        match time::timeout_at(answer_by.into(), ingested).await {
+            Ok(Ok(Ok(_outcome))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(error.into()),
+            Ok(Err(error)) => {
+                // The text of a panic may quote the webhook.
+                tracing::error!(panicked = error.is_panic(), "a webhook could not be taken");
+                Err(Refusal::NotStored)
+            }
+            Err(_not_in_time) => Err(Refusal::NotStored),
+        }
+    }
+
+    /// Checks what can be checked before anything is read of a body.
+    fn check(&self, source: &Source, head: &Parts) -> Result<(), Refusal> {
+        if head.method != Method::POST {
+            return Err(Refusal::NotPosted);
+        }
+        if self.shared.draining.is_cancelled() {
+            return Err(Refusal::Draining);
+        }
+        if !self.is_allowed(source, head) {
+            let metrics = &self.shared.telemetry.metrics;
+            metrics.rejected(source.provider.name(), "address_not_allowed");
+            return Err(Refusal::AddressNotAllowed);
+        }
+        Ok(())
+    }
+
+    /// Whether a source takes webhooks from where this one comes from.
+    fn is_allowed(&self, source: &Source, head: &Parts) -> bool {
+        if source.allowed_ips.is_empty() {
+            return true;
+        }
+        let Some(connection) = head.extensions.get::<ConnectionInfo>() else {
+            return false;
+        };
+        let config = &self.shared.config;
+        let address = client_address::find(
+            connection.peer.ip(),
+            &head.headers,
+            &config.webhook_trusted_proxies,
+            config.webhook_forwarded_header,
+        );
+        let allows = |address| source.allowed_ips.iter().any(|net| net.contains(&address));
+        address.is_some_and(allows)
+    }
+
+    /// The headers of a webhook, if they are within the limits. One that is not UTF-8 is read as Latin-1, so that nothing
+    /// of it is lost.
+    fn headers(&self, headers: &HeaderMap) -> Result<Headers, Refusal> {
+        let config = &self.shared.config;
+        if headers.len() > config.max_headers || size_bytes(headers) > config.max_header_bytes {
+            return Err(Refusal::HeadersTooLarge);
+        }
+        let of_webhook = |name| !HOP_HEADERS.contains(name);
+        let headers = headers.iter().filter(|(name, _)| of_webhook(name));
+        let text = |value: &[u8]| match str::from_utf8(value) {
+            Ok(text) => text.to_owned(),
+            Err(_) => value.iter().copied().map(char::from).collect(),
+        };
+        Ok(headers
+            .map(|(name, value)| (name.as_str().to_owned(), text(value.as_bytes())))
+            .collect())
+    }
+}
+
+fn size_bytes(headers: &HeaderMap) -> usize {
+    let sizes = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len());
+    sizes.sum()
+}
+
+impl From<IngestError> for Refusal {
+    fn from(error: IngestError) -> Self {
+        match error {
+            IngestError::SourceNotFound => Self::NoSource,
+            IngestError::Signature(_) => Self::NotGenuine,
+            IngestError::Append(_) => Self::NotStored,
+        }
+    }
+}
