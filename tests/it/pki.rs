@@ -99,6 +99,15 @@ impl Authority {
 
     /// Shakes hands with a server that it has issued a certificate to, as a client that speaks HTTP/2.
     pub(crate) async fn handshake(&self, tcp: TcpStream) -> TlsStream<TcpStream> {
+        self.handshake_for(&[b"h2"], tcp).await
+    }
+
+    /// The same as a client that speaks one of these protocols.
+    pub(crate) async fn handshake_for(
+        &self,
+        protocols: &[&[u8]],
+        tcp: TcpStream,
+    ) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).expect("a certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -107,7 +116,7 @@ impl Authority {
             .expect("good versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         let name = "localhost".try_into().expect("a name");
         let shaken = TlsConnector::from(Arc::new(config))
             .connect(name, tcp)

@@ -1,17 +1,24 @@
 //! What each provider posts arrives, and what it is answered.
 
+use std::fs;
+
 use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
 use verdict::{
-    config::ServerConfig,
+    config::{ClientCertificates, ServerConfig, TlsConfig},
     proto::IngestStatus,
     provider::{PROVIDERS, RawWebhook, Success, jwe},
     source::Source,
 };
 
-use super::edge::{Answer, Edge, post, request};
-use crate::support::{
-    fixture, fixture_source, from_earliest, gu1_body, memory_log, next_event, real_now,
-    server_config, sign,
+use super::edge::{Answer, Edge, Wire, post, request};
+use crate::{
+    pki::Authority,
+    support::{
+        fixture, fixture_source, from_earliest, gu1_body, memory_log, next_event, real_now,
+        server_config, sign,
+    },
 };
 
 /// A source for each scheme of each provider; the account is the name of the scheme.
@@ -339,4 +346,52 @@ async fn limits_are_kept_and_named() {
         (400, "INVALID_REQUEST")
     );
     edge.stop().await;
+}
+
+#[tokio::test]
+async fn webhooks_are_posted_over_tls() {
+    let directory = TempDir::new().unwrap();
+    let authority = Authority::new("tests");
+    let (cert_file, key_file) = authority.server().write(directory.path(), "tls");
+    let edge = Edge::start_with(ServerConfig {
+        webhook_tls: Some(TlsConfig {
+            cert_file,
+            key_file,
+            client_certificates: ClientCertificates::None,
+        }),
+        ..server_config()
+    })
+    .await;
+    let webhook = sign(&fixture_source("gu1"), gu1_body("1"));
+    // Whoever names no protocol means the usual one.
+    for protocols in [&[&b"h2"[..], b"http/1.1"][..], &[]] {
+        let tcp = TcpStream::connect(edge.address).await.unwrap();
+        let mut wire = Wire::new(authority.handshake_for(protocols, tcp).await);
+        for _ in 0..2 {
+            wire.write(&post("/webhooks/gu1", &webhook)).await;
+            assert_eq!(wire.answer().await.status, 200);
+        }
+    }
+    assert_eq!(edge.counts("gu1").await.duplicate, 3);
+    edge.stop().await;
+}
+
+#[test]
+fn the_readme_says_of_each_provider_how_it_posts() {
+    let readme = fs::read_to_string("README.md").unwrap();
+    for provider in PROVIDERS {
+        let posting = provider.posting();
+        let row = format!(
+            "| `{}` | {} s | {} | ",
+            provider.name(),
+            posting.patience.as_secs(),
+            match posting.success {
+                Success::Any2xx => "any 2xx",
+                Success::Only200 => "200",
+            },
+        );
+        let (_, after) = readme.split_once(&row).unwrap_or_else(|| panic!("{row}"));
+        let again_after_4xx = after.starts_with("everything else |");
+        assert_eq!(posting.again_after_4xx, again_after_4xx, "{row}");
+    }
 }

@@ -287,7 +287,41 @@ async fn an_early_answer_reaches_who_is_still_sending() {
     // More than the system takes without the server reading it.
     let large = request("/webhooks/gu1", "", &vec![b' '; 16 << 20]);
     let mut wire = edge.connect().await;
-    wire.try_write(&large).await;
+    assert!(wire.try_write(&large).await);
     assert_eq!(wire.answer().await.status, 413);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn connections_that_are_of_no_use_keep_nobody_out() {
+    let edge = Edge::start_with(ServerConfig {
+        webhook_max_connections: 4,
+        webhook_read_timeout_seconds: 600,
+        ..server_config()
+    })
+    .await;
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        let mut wire = edge.connect().await;
+        wire.write(b"POST /webhooks/gu1 HTTP/1.1\r\n").await;
+        silent.push(wire);
+    }
+    let webhook = post(
+        "/webhooks/gu1",
+        &sign(&fixture_source("gu1"), gu1_body("1")),
+    );
+    let begun = Instant::now();
+    loop {
+        let mut wire = edge.connect().await;
+        // Whoever has just come is left alone for a second.
+        if wire.try_write(&webhook).await
+            && wire.try_answer().await.is_some_and(|a| a.status == 200)
+        {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "there is no room for a webhook");
+    }
+    // The oldest had to go.
+    assert_eq!(silent[0].rest().await, "");
     edge.stop().await;
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
     time,
@@ -92,10 +92,7 @@ impl Edge {
 
     pub(super) async fn connect(&self) -> Wire {
         let stream = TcpStream::connect(self.address).await;
-        Wire {
-            stream: stream.expect("a connection"),
-            unread: Vec::new(),
-        }
+        Wire::new(stream.expect("a connection"))
     }
 
     pub(super) async fn subscribe(
@@ -177,24 +174,44 @@ pub(super) fn request(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
 
 /// A connection to the edge.
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     /// What came after the last answer.
     unread: Vec<u8>,
 }
 
+/// Plain or not.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 impl Wire {
+    pub(super) fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self {
+            stream: Box::new(stream),
+            unread: Vec::new(),
+        }
+    }
+
     pub(super) async fn write(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.expect("it can be sent");
+        assert!(self.try_write(bytes).await, "it cannot be sent");
     }
 
     /// Writes as much as the server takes.
     pub(super) async fn try_write(&mut self, bytes: &[u8]) -> bool {
-        self.stream.write_all(bytes).await.is_ok()
+        let written = self.stream.write_all(bytes).await;
+        // TLS keeps what is not flushed.
+        written.is_ok() && self.stream.flush().await.is_ok()
     }
 
     /// The next answer, which must have a length.
     pub(super) async fn answer(&mut self) -> Answer {
-        let head = self.head().await;
+        let answer = self.try_answer().await;
+        answer.expect("the connection is closed")
+    }
+
+    /// The next answer, unless the server closes the connection first.
+    pub(super) async fn try_answer(&mut self) -> Option<Answer> {
+        let head = self.try_head().await?;
         let mut lines = head.split("\r\n");
         let status = lines.next().and_then(|line| line.split(' ').nth(1));
         let status: u16 = status.expect("a status").parse().expect("a number");
@@ -208,22 +225,29 @@ impl Wire {
             assert!(self.read().await, "an answer was cut off");
         }
         let body = self.unread.drain(..length).collect();
-        Answer {
+        Some(Answer {
             status,
             headers,
             body: String::from_utf8(body).expect("text"),
-        }
+        })
     }
 
     /// The head of the next answer. The body of one to a HEAD request is not there.
     pub(super) async fn head(&mut self) -> String {
+        let head = self.try_head().await;
+        head.expect("the connection is closed")
+    }
+
+    async fn try_head(&mut self) -> Option<String> {
         loop {
             let end = self.unread.windows(4).position(|end| end == b"\r\n\r\n");
             if let Some(end) = end {
                 let head = self.unread.drain(..end + 4).collect();
-                return String::from_utf8(head).expect("text");
+                return Some(String::from_utf8(head).expect("text"));
             }
-            assert!(self.read().await, "the connection is closed");
+            if !self.read().await {
+                return None;
+            }
         }
     }
 
