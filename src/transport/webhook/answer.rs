@@ -108,7 +108,10 @@ pub(super) fn refused(refusal: Refusal, posting: Option<Posting>, has_body: bool
         }
         _ => {}
     }
-    if refusal.code().retryable() {
+    if matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    ) {
         headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS.into());
     }
     if has_body && !refusal.has_read_all() {

@@ -79,6 +79,7 @@ async fn who_sends_a_body_slowly_is_told_and_closed() {
                 (status, Some("close"))
             );
             assert_eq!(answer.reason(), "INVALID_REQUEST");
+            assert_eq!(answer.header("retry-after").is_some(), status == 503);
             assert_eq!(wire.rest().await, "");
         }
         assert_eq!(edge.answered(provider, status).as_deref(), Some("2"));
