@@ -9,10 +9,12 @@ pub mod memory;
 
 mod consumers;
 mod cursor;
+mod measures;
 mod tail;
 mod verification;
 
 pub use cursor::{Cursor, CursorError};
+pub use measures::{DiskSpace, Measures};
 pub use tail::Tail;
 pub use verification::{Origin, VerificationState};
 
@@ -39,6 +41,18 @@ pub trait EventLog: Send + Sync {
     /// The position of a cursor that can be resumed after.
     fn resolve(&self, cursor: &Cursor) -> Result<Position, OutOfRange>;
 
+    /// How many events lie behind a cursor.
+    fn lag(&self, cursor: &Cursor) -> u64 {
+        let end = self.tail().end();
+        let behind = match self.resolve(cursor) {
+            Ok(position) => position,
+            Err(OutOfRange::Ahead) => end,
+            // Everything that there is lies ahead of it.
+            Err(OutOfRange::NotRetained | OutOfRange::OtherLog) => self.start(),
+        };
+        end.0.saturating_sub(behind.0)
+    }
+
     /// The newest events and the place where the log ends.
     fn tail(&self) -> &Tail;
 
@@ -50,6 +64,16 @@ pub trait EventLog: Send + Sync {
 
     /// How large everything is.
     fn stats(&self) -> Stats;
+
+    /// What the writer measures; `None` of a log that has no disk.
+    fn measures(&self) -> Option<Measures> {
+        None
+    }
+
+    /// The room on the disk; `None` of a log that has none, or whose disk does not tell. Blocks.
+    fn disk_space(&self) -> Option<DiskSpace> {
+        None
+    }
 
     /// Writes an event, unless it is there already, and returns when it is durable.
     ///

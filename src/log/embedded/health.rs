@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc};
 use tokio::sync::watch;
 
 use super::{segments::WriteError, small_file};
-use crate::log::{AppendError, Health, disk::Disk};
+use crate::log::{AppendError, DiskSpace, Health, disk::Disk};
 
 /// Watches over the disk.
 #[derive(Debug)]
@@ -120,6 +120,14 @@ impl Watchdog {
             Ok(()) => self.well(),
             Err(error) => self.unwritable(error.to_string()),
         }
+    }
+
+    /// How much of the disk is free, if it tells.
+    pub(super) fn space(&self, directory: &Path) -> Option<DiskSpace> {
+        Some(DiskSpace {
+            free_bytes: self.disk.free_bytes(directory).ok()?,
+            min_free_bytes: self.min_free_bytes,
+        })
     }
 
     /// Whether enough of the disk is free; otherwise why not.

@@ -68,9 +68,9 @@ use self::{
     writer::Writer,
 };
 use super::{
-    AppendError, Appended, Commit, CommitError, Consumer, Cursor, EraseError, EventLog, Health,
-    History, NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind, ReadError, ReadLimit,
-    Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
+    AppendError, Appended, Commit, CommitError, Consumer, Cursor, DiskSpace, EraseError, EventLog,
+    Health, History, Measures, NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind,
+    ReadError, ReadLimit, Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
     disk::{Disk, RealDisk},
 };
 use crate::{config::LogConfig, event};
@@ -191,6 +191,7 @@ impl EmbeddedLog {
         let shared = Arc::new(Shared {
             openings,
             events: Arc::clone(&events.view),
+            measures: events.measures.clone(),
             index: index.clone(),
             tail: Tail::new(end),
             health: Watchdog::new(Arc::clone(&disk), config.min_free_bytes),
@@ -331,6 +332,14 @@ impl EventLog for EmbeddedLog {
             unverified: self.shared.unverified.stats(),
             encryption: Some(self.shared.encryption()),
         }
+    }
+
+    fn measures(&self) -> Option<Measures> {
+        Some(self.shared.measures.clone())
+    }
+
+    fn disk_space(&self) -> Option<DiskSpace> {
+        self.shared.health.space(&self.shared.directory)
     }
 
     async fn append(&self, event: NewEvent) -> Result<Appended, AppendError> {

@@ -22,7 +22,7 @@ use super::{
     view::{Stored, View, ViewError},
 };
 use crate::log::{
-    EncryptionStats, History, Position, ReadError, ReadLimit, StoredEvent, Tail,
+    EncryptionStats, History, Measures, Position, ReadError, ReadLimit, StoredEvent, Tail,
     consumers::Consumers, disk::Disk, verification,
 };
 
@@ -34,6 +34,7 @@ pub(super) struct Shared {
     /// When the log was opened: the id of the opening, and the end of the log at that time.
     pub(super) openings: Vec<(Uuid, Position)>,
     pub(super) events: Arc<View>,
+    pub(super) measures: Measures,
     pub(super) index: Index,
     pub(super) tail: Tail,
     pub(super) health: Watchdog,

@@ -9,6 +9,7 @@ use std::{
     io,
     path::Path,
     sync::Arc,
+    time::Instant,
 };
 
 use uuid::Uuid;
@@ -22,7 +23,10 @@ use super::{
     slots::{Slot, Slots},
     view::{CHUNK_BYTES, View},
 };
-use crate::log::disk::{Disk, DiskFile};
+use crate::log::{
+    Measures,
+    disk::{Disk, DiskFile},
+};
 
 /// What was promised of the records in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,7 @@ pub(super) enum Promise {
 #[derive(Debug)]
 pub(super) struct Segments {
     pub(super) view: Arc<View>,
+    pub(super) measures: Measures,
     segment_bytes: u64,
     promise: Promise,
     active: Active,
@@ -133,6 +138,7 @@ impl Segments {
         let has_slots = segments.back().is_some_and(|active| active.slots > 0);
         Ok(Self {
             view: Arc::new(View::new(directory, segments, Arc::clone(&keys))),
+            measures: Measures::default(),
             segment_bytes,
             promise,
             active: Active::new(file),
@@ -201,7 +207,14 @@ impl Segments {
         }
         self.active.unsynced = true;
         if let Promise::Durable(_) = self.promise {
+            let began = Instant::now();
             self.sync()?;
+            let Measures {
+                batch_events,
+                sync_seconds,
+            } = &self.measures;
+            sync_seconds.observe(began.elapsed().as_secs_f64());
+            batch_events.observe(frames.len() as f64);
         }
         let slots = self.slot_count();
         if let Some(active) = self.view.segments_mut().back_mut() {
