@@ -24,6 +24,19 @@ const CALL_SECONDS: [f64; 12] = [
 /// The part of a provider's name where nobody knows the provider: what a sender writes is never a label.
 pub const UNKNOWN: &str = "unknown";
 
+/// Why a webhook is refused. All of them are shown from the start, so that the first one is a rise, and not a new series.
+const REJECTIONS: [&str; 9] = [
+    "address_not_allowed",
+    "signature_missing",
+    "signature_repeated",
+    "signature_malformed",
+    "nothing_signed",
+    "signature_mismatch",
+    "signature_stale",
+    "log_unavailable",
+    "failed",
+];
+
 /// What is counted and timed.
 #[derive(Debug)]
 pub struct Metrics {
@@ -98,6 +111,18 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Shows what will be counted and timed of webhooks of these providers, before any has come.
+    pub fn expect(&self, providers: impl IntoIterator<Item = &'static str>) {
+        for provider in providers {
+            for reason in REJECTIONS {
+                let _ = self.rejected.get_or_create(&Rejection { provider, reason });
+            }
+            let _ = self.ingest_seconds.get_or_create(&OfProvider { provider });
+        }
+        let (provider, reason) = (UNKNOWN, "source_not_found");
+        let _ = self.rejected.get_or_create(&Rejection { provider, reason });
+    }
+
     /// A webhook of a provider was taken or refused, and that took so long.
     pub fn ingested(&self, provider: &'static str, took: Duration, trace: Option<Trace>) {
         let histogram = self.ingest_seconds.get_or_create(&OfProvider { provider });

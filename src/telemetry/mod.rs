@@ -2,7 +2,10 @@
 //!
 //! Nothing that identifies a person is in any of them, and no label or attribute has values that a sender controls.
 
+pub mod exposition;
+pub(crate) mod figures;
 pub mod metrics;
+pub mod process;
 
 use std::sync::Arc;
 

@@ -25,7 +25,7 @@ use crate::{
     error::Code,
     event::NORMALIZER_VERSION,
     ingest::proto_timestamp,
-    log::{Consumer, EncryptionStats, Health, OutOfRange, Position, QuarantineStats, ReadError},
+    log::{Consumer, EncryptionStats, Health, Position, QuarantineStats, ReadError},
     proto::{
         ConsumerStatus, DeleteConsumerRequest, DeleteConsumerResponse, Delivery,
         DiscardQuarantinedRequest, DiscardQuarantinedResponse, EncryptionStatus,
@@ -343,17 +343,10 @@ impl Shared {
             cursor,
             committed_at,
         } = consumer;
-        let end = self.log.tail().end();
-        let behind = match self.log.resolve(&cursor) {
-            Ok(position) => position,
-            Err(OutOfRange::Ahead) => end,
-            // Everything that there is lies ahead of it.
-            Err(OutOfRange::NotRetained | OutOfRange::OtherLog) => self.log.start(),
-        };
         ConsumerStatus {
             consumer: name,
+            lag_events: self.log.lag(&cursor),
             cursor: cursor.encode(),
-            lag_events: end.0.saturating_sub(behind.0),
             committed_at: Some(committed_at),
         }
     }

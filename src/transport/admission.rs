@@ -69,6 +69,20 @@ impl Room {
         }
     }
 
+    /// How many places there are.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// How many of them are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.most.saturating_sub(self.places.available_permits())
+    }
+
+    pub(super) fn places(&self) -> &Arc<Semaphore> {
+        &self.places
+    }
+
     /// A share of it: this much, or by default a quarter.
     fn share(&self, most: usize) -> Self {
         let most = match most {
@@ -104,7 +118,8 @@ impl Room {
 
 /// What is there for all callers.
 pub(super) struct Rooms {
-    connections: Room,
+    pub(super) connections: Room,
+    pub(super) webhook_connections: Room,
     calls: Room,
     pub(super) subscriptions: Room,
     pub(super) ingest_streams: Room,
@@ -114,10 +129,22 @@ impl Rooms {
     pub(super) fn new(config: &ServerConfig) -> Self {
         Self {
             connections: Room::new("connections are open", config.max_connections),
+            webhook_connections: Room::new("connections are open", config.webhook_max_connections),
             calls: Room::new("calls are being served", config.max_concurrent_calls),
             subscriptions: Room::new("subscriptions are open", config.max_subscriptions),
             ingest_streams: Room::new("ingest streams are open", config.max_ingest_streams),
         }
+    }
+
+    /// All of them, by what they are places for.
+    pub(super) fn all(&self) -> [(&'static str, &Room); 5] {
+        [
+            ("connections", &self.connections),
+            ("webhook_connections", &self.webhook_connections),
+            ("calls", &self.calls),
+            ("subscriptions", &self.subscriptions),
+            ("ingest_streams", &self.ingest_streams),
+        ]
     }
 }
 

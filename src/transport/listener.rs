@@ -29,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    admission::Room,
     connection::{Connection, Transport},
     seat::{Seat, Seats},
     tls::Tls,
@@ -124,6 +125,12 @@ impl Listener {
             pause: None,
             failing: false,
         }
+    }
+
+    /// Has its connections take the places of a room, instead of places of its own.
+    pub(super) fn within(self, room: &Room) -> Self {
+        let seats = Seats::of(room);
+        Self { seats, ..self }
     }
 
     /// Begins to open whatever has connected.

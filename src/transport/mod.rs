@@ -65,7 +65,7 @@ use uuid::Uuid;
 pub(crate) use self::codec::BoundedCodec;
 use self::{
     admin::Erasing,
-    admission::{Admitted, Rooms, Shares},
+    admission::{Admitted, Room, Rooms, Shares},
     auditing::Auditor,
     authorization::{Authorization, Gate},
     health::Health,
@@ -373,6 +373,7 @@ impl Shared {
         let keepalive = Duration::from_secs(self.config.keepalive_interval_seconds);
         let limits = connection_limits(&self.config, &self.callers);
         let listener = Listener::new(listener, tls, HTTP2, limits, self.draining.clone());
+        let listener = listener.within(&self.rooms.connections);
         let server = Server::builder()
             .http2_keepalive_interval(Some(keepalive))
             .http2_keepalive_timeout(Some(Duration::from_secs(
@@ -404,15 +405,9 @@ impl Shared {
         listener: Option<TcpListener>,
         tls: Option<Arc<Tls>>,
     ) -> impl Future<Output = ()> + use<> {
-        let max_connections = self.config.webhook_max_connections;
+        let room = &self.rooms.webhook_connections;
         let router = webhook::router(self);
-        self.serve_http(
-            listener,
-            tls,
-            max_connections,
-            router,
-            self.draining.clone(),
-        )
+        self.serve_http(listener, tls, room, router, self.draining.clone())
     }
 
     /// Serves what operators ask, if there is a socket for it, to the very end.
@@ -422,15 +417,9 @@ impl Shared {
         tls: Option<Arc<Tls>>,
         readiness: health::Readiness,
     ) -> impl Future<Output = ()> + use<> {
-        const MAX_CONNECTIONS: usize = 64;
+        let room = Room::new("connections are open", 64);
         let router = ops::router(self, readiness);
-        self.serve_http(
-            listener,
-            tls,
-            MAX_CONNECTIONS,
-            router,
-            CancellationToken::new(),
-        )
+        self.serve_http(listener, tls, &room, router, CancellationToken::new())
     }
 
     /// Serves HTTP to clients whom nobody asks who they are.
@@ -438,12 +427,12 @@ impl Shared {
         &self,
         listener: Option<TcpListener>,
         tls: Option<Arc<Tls>>,
-        max_connections: usize,
+        room: &Room,
         router: Router,
         closing: CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
         let limits = Limits {
-            max_connections,
+            max_connections: room.most(),
             proof_timeout: None,
             ..connection_limits(&self.config, &self.callers)
         };
@@ -452,8 +441,9 @@ impl Shared {
             max_headers: self.config.max_headers,
             max_bytes: self.config.max_header_bytes,
         };
-        let listener =
-            listener.map(|listener| Listener::new(listener, tls, HTTP1, limits, closing.clone()));
+        let listener = listener.map(|listener| {
+            Listener::new(listener, tls, HTTP1, limits, closing.clone()).within(room)
+        });
         async move {
             if let Some(listener) = listener {
                 http::serve(listener, router, head, closing).await;

@@ -132,9 +132,14 @@ pub(super) struct Seats {
 
 impl Seats {
     pub(super) fn new(most: usize) -> Self {
+        Self::of(&Room::new("connections are open", most))
+    }
+
+    /// The places of a room, where others can look up how many are taken.
+    pub(super) fn of(room: &Room) -> Self {
         Self {
-            most,
-            free: Arc::new(Semaphore::new(most)),
+            most: room.most(),
+            free: Arc::clone(room.places()),
             unproved: VecDeque::new(),
         }
     }
