@@ -1,6 +1,6 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs, but for openssl, which the tests run.
 
-.PHONY: test history crash soak fuzz timing check lint setup format-check clippy docs deny proto-lint audit sbom
+.PHONY: test history crash soak fuzz timing check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom
 
 test:
 	cargo test --locked
@@ -33,7 +33,7 @@ timing:
 
 check: lint test
 
-lint: format-check clippy docs deny proto-lint
+lint: format-check clippy docs deny proto-lint rules
 
 setup:
 	scripts/setup
@@ -54,6 +54,21 @@ deny:
 
 proto-lint:
 	.tools/node_modules/.bin/buf lint
+
+# The alert rules of the chart: that they are valid, and that each fires when it should and not otherwise.
+rules: export PATH := .tools/prometheus/usr/bin:$(PATH)
+rules:
+	promtool check rules helm/verdict/rules/verdict.yaml
+	promtool test rules helm/verdict/rules/verdict_test.yaml
+
+# Writes the Grafana dashboard of the chart anew, after a change of scripts/dashboard.
+dashboard:
+	scripts/dashboard > helm/verdict/dashboards/verdict.json
+
+# Every expression of the dashboard and of the alerts, evaluated by a real Prometheus that scrapes a running server.
+dashboard-check:
+	cargo build --locked
+	scripts/dashboard-check
 
 # Known vulnerabilities, from a local clone of the RustSec database: make audit ADVISORY_DB=<its directory>.
 audit:
