@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     time::Duration,
 };
 
@@ -416,4 +417,75 @@ async fn nobody_outside_can_make_more_of_them() {
     let new: Vec<String> = after.series().difference(&before).cloned().collect();
     assert!(new.is_empty(), "{new:#?}");
     assert!(!after.text.contains("made-up"));
+}
+
+/// The names of metrics that a file speaks of.
+fn spoken_of(path: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(path).unwrap();
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let names = words.filter(|word| word.starts_with("verdict_") || word.starts_with("process_"));
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn dashboard_and_alerts_and_documents_speak_of_no_others() {
+    let known: BTreeMap<&str, &str> = NAMES
+        .trim()
+        .lines()
+        .map(|line| {
+            let mut words = line.split(' ');
+            (words.next().unwrap(), words.next().unwrap())
+        })
+        .collect();
+    for path in [
+        "helm/verdict/dashboards/verdict.json",
+        "helm/verdict/rules/verdict.yaml",
+        "helm/verdict/rules/verdict_test.yaml",
+        "docs/operations.md",
+    ] {
+        let names = spoken_of(path);
+        assert!(names.len() > 10, "{path}");
+        for name in names.iter().filter(|name| *name != "verdict_test") {
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| {
+                let family = name.strip_suffix(suffix)?;
+                (known.get(family) == Some(&"histogram")).then_some(family)
+            });
+            let is_known = known.contains_key(family.unwrap_or(name));
+            assert!(is_known, "{path} speaks of {name}");
+        }
+    }
+    let shown = spoken_of("helm/verdict/dashboards/verdict.json");
+    for name in known.keys().filter(|name| name.starts_with("verdict_")) {
+        let shown = shown.iter().any(|shown| shown.starts_with(name));
+        // It never changes.
+        assert!(
+            shown || *name == "verdict_log_format",
+            "no panel shows {name}"
+        );
+    }
+}
+
+#[test]
+fn each_alert_has_a_section_that_says_what_to_do() {
+    let rules = fs::read_to_string("helm/verdict/rules/verdict.yaml").unwrap();
+    let document = fs::read_to_string("docs/operations.md").unwrap();
+    let (_, sections) = document.split_once("## When an alert fires").unwrap();
+    let (sections, _) = sections.split_once("\n## ").unwrap();
+    let mut sections: BTreeMap<&str, &str> = sections
+        .split("\n### ")
+        .skip(1)
+        .map(|section| section.split_once('\n').unwrap())
+        .collect();
+    for rule in rules.split("- alert: ").skip(1) {
+        let (alert, rule) = rule.split_once('\n').unwrap();
+        let text = sections.remove(alert);
+        let text = text.unwrap_or_else(|| panic!("{alert} has no section"));
+        assert!(text.trim().len() > 80, "{alert}");
+        let runbook = format!("runbook_url: docs/operations.md#{}\n", alert.to_lowercase());
+        assert!(rule.contains(&runbook), "{alert}");
+        for key in ["severity: ", "summary: ", "description: "] {
+            assert!(rule.contains(key), "{alert} has no {key}");
+        }
+    }
+    assert!(sections.is_empty(), "no such alerts: {:?}", sections.keys());
 }
