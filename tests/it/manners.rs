@@ -13,7 +13,7 @@ use tonic_health::pb::{
 };
 use tonic_reflection::pb::{v1, v1alpha};
 
-use verdict::proto::verdict_service_client::VerdictServiceClient;
+use verdict::proto::{SubscribeMessage, verdict_service_client::VerdictServiceClient};
 
 use crate::support::{PATIENCE, Server, from_earliest, gu1_body, gu1_request, next, reason};
 
@@ -282,8 +282,9 @@ async fn once_the_end_has_begun_no_webhook_is_taken() {
     let server = Server::start().await;
     // An open stream keeps its connection from being closed.
     let mut stream = server.subscribe(from_earliest()).await;
-    next(&mut stream).await;
     server.begin_stop();
+    let is_draining = |message| matches!(message, Some(SubscribeMessage::Draining(_)));
+    while !is_draining(next(&mut stream).await.message) {}
     let refused = server.ingest(gu1_request(gu1_body("1"))).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable);
     // Either our answer, or a connection that is closed already.
