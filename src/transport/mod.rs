@@ -308,6 +308,7 @@ async fn drain(
     health.drain().await;
     let failure = match failure {
         Some(why) => Some(why),
+        None if delay.is_zero() => None,
         None => tokio::select! {
             () = time::sleep(delay) => None,
             why = health::log_failure(log) => Some(why),
