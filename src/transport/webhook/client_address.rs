@@ -112,6 +112,8 @@ fn value(text: &str) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const PROXIES: [&str; 2] = ["10.0.0.0/8", "2001:db8:aaaa::/48"];
@@ -268,6 +270,33 @@ mod tests {
         ] {
             let found = found("10.0.0.1", ForwardedHeader::Forwarded, lines);
             assert_eq!(found.as_deref(), expected, "{lines:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        /// Whatever a client writes, before what its proxy adds or in lines of their own: it is found, or nobody is.
+        #[test]
+        fn no_tale_of_a_client_is_believed(
+            tale in "(for|by|=|;|,|\"|\\\\|\\[|\\]|:| |192\\.0\\.2\\.1|10\\.0\\.0\\.2|2001:db8::9|x|é){0,16}",
+            is_own_line: bool,
+        ) {
+            let told = |header, address: &str| match is_own_line {
+                true => found("10.0.0.1", header, &[&tale, address]),
+                false => found("10.0.0.1", header, &[&format!("{tale}, {address}")]),
+            };
+            for (header, written, client) in [
+                (ForwardedHeader::XForwardedFor, "203.0.113.7", "203.0.113.7"),
+                (ForwardedHeader::XForwardedFor, "2001:db8::7", "2001:db8::7"),
+                (ForwardedHeader::Forwarded, "for=203.0.113.7;proto=https", "203.0.113.7"),
+                (ForwardedHeader::Forwarded, "for=\"203.0.113.7:1\"", "203.0.113.7"),
+                (ForwardedHeader::Forwarded, "for=\"[2001:db8::7]\";by=\"x\"", "2001:db8::7"),
+            ] {
+                let found = told(header, written);
+                prop_assert!(found.is_none() || found.as_deref() == Some(client), "{found:?}");
+                prop_assert!(!is_own_line || found.is_some());
+            }
         }
     }
 }
