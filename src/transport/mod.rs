@@ -256,7 +256,7 @@ pub async fn run(
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health::new(reporter).await;
     let followed = shared.follow_files(&tls);
-    let ops = shared.serve_ops(listeners.ops, tls.ops, health.readiness());
+    let ops = shared.serve_ops(listeners.ops, &tls, health.readiness());
     let webhooks = shared.serve_webhooks(listeners.webhook, tls.webhook);
     let grpc = shared.serve_grpc(access.audit, listeners.grpc, tls.grpc, health_service)?;
     let callers = access.callers;
@@ -415,11 +415,12 @@ impl Shared {
     fn serve_ops(
         &self,
         listener: Option<TcpListener>,
-        tls: Option<Arc<Tls>>,
+        tls: &ServerTls,
         readiness: health::Readiness,
     ) -> impl Future<Output = ()> + use<> {
         let room = Room::new("connections are open", 64);
-        let router = ops::router(self, readiness);
+        let router = ops::router(self, tls, readiness);
+        let tls = tls.ops.clone();
         self.serve_http(listener, tls, &room, router, CancellationToken::new())
     }
 

@@ -7,6 +7,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -16,7 +17,7 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 
 use super::listener::{HTTP1, HTTP2, Protocol};
 use crate::{
@@ -87,7 +88,22 @@ pub struct Tls {
     protocol: Protocol,
     paths: Vec<PathBuf>,
     first: Fingerprint,
-    current: RwLock<Arc<rustls::ServerConfig>>,
+    current: RwLock<Current>,
+}
+
+/// What the files hold now.
+struct Current {
+    config: Arc<rustls::ServerConfig>,
+    expires_at: Option<u64>,
+}
+
+impl Current {
+    fn new(config: &TlsConfig, protocol: Protocol, files: &Files) -> Result<Self, TlsError> {
+        Ok(Self {
+            config: Arc::new(server_config(config, protocol, files)?),
+            expires_at: expires_at(&certificates(&config.cert_file, files)?),
+        })
+    }
 }
 
 impl Tls {
@@ -96,20 +112,27 @@ impl Tls {
         let mut paths = vec![config.cert_file.clone(), config.key_file.clone()];
         paths.extend(config.client_certificates.ca_file().cloned());
         let files = Files::read(&paths);
-        let current = server_config(&config, protocol, &files)?;
+        let current = Current::new(&config, protocol, &files)?;
         Ok(Self {
             config,
             protocol,
             paths,
             first: files.fingerprint(),
-            current: RwLock::new(Arc::new(current)),
+            current: RwLock::new(current),
         })
     }
 
     /// What a new connection is given.
     pub fn current(&self) -> Arc<rustls::ServerConfig> {
         let current = self.current.read();
-        Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
+        let current = current.unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current.config)
+    }
+
+    /// When the first of the certificates expires that are shown to clients, in seconds of Unix time.
+    pub(super) fn expires_at(&self) -> Option<u64> {
+        let current = self.current.read();
+        current.unwrap_or_else(PoisonError::into_inner).expires_at
     }
 }
 
@@ -144,6 +167,19 @@ impl ServerTls {
         })
     }
 
+    /// Those that there are, by the name of their listener.
+    pub(super) fn named(&self) -> Vec<(&'static str, Arc<Tls>)> {
+        let all = [
+            ("grpc", &self.grpc),
+            ("webhook", &self.webhook),
+            ("ops", &self.ops),
+        ];
+        let those = all.into_iter();
+        those
+            .filter_map(|(name, tls)| Some((name, Arc::clone(tls.as_ref()?))))
+            .collect()
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Tls>> {
         [&self.grpc, &self.webhook, &self.ops].into_iter().flatten()
     }
@@ -159,9 +195,9 @@ impl Reload for Tls {
     }
 
     fn reload(&self, files: &Files, _now: Timestamp) {
-        match server_config(&self.config, self.protocol, files) {
+        match Current::new(&self.config, self.protocol, files) {
             Ok(new) => {
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
                 tracing::info!("the files of TLS have changed; new connections are given the new");
             }
             Err(error) => {
@@ -240,4 +276,20 @@ fn certificates(path: &Path, files: &Files) -> Result<Vec<CertificateDer<'static
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err(TlsError::NoCertificate(path.to_owned())),
     }
+}
+
+/// When the first of some certificates expires. webpki tells that only of one that has expired, so it is asked about the end
+/// of time, and answers before it looks at anything else.
+fn expires_at(certificates: &[CertificateDer<'_>]) -> Option<u64> {
+    const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
+    let time = UnixTime::since_unix_epoch(YEAR_10000);
+    let expired = certificates.iter().filter_map(|certificate| {
+        let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+        let usage = webpki::KeyUsage::server_auth();
+        match certificate.verify_for_usage(&[], &[], &[], time, usage, None, None) {
+            Err(webpki::Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
+            _ => None,
+        }
+    });
+    expired.min()
 }

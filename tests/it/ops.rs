@@ -1,7 +1,8 @@
 //! What operators ask over HTTP: whether the server lives, whether it is ready, and its metrics.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -22,7 +23,8 @@ use verdict::{
 };
 
 use crate::{
-    support::{PATIENCE, connect, fixture_sources, memory_log, server_config},
+    pki::{Authority, Clients, Pair, tls_config},
+    support::{PATIENCE, connect, fixture_sources, memory_log, real_now, server_config},
     troubled_log::TroubledLog,
 };
 
@@ -245,21 +247,37 @@ async fn a_server_that_is_to_stop_is_not_ready_and_still_answers_operators() {
 }
 
 #[tokio::test]
-async fn who_asks_for_metrics_does_not_keep_the_log_open() {
-    let directory = tempfile::TempDir::new().unwrap();
-    let server = Operated::start(crate::support::embedded_log(&directory)).await;
-    let mut kept = TcpStream::connect(server.ops).await.unwrap();
-    let request = b"GET /metrics HTTP/1.1\r\nhost: verdict\r\n\r\n";
-    kept.write_all(request).await.unwrap();
-    let mut begin = [0; 15];
-    kept.read_exact(&mut begin).await.unwrap();
-    assert_eq!(&begin, b"HTTP/1.1 200 OK");
-    let Operated {
-        stop, running, log, ..
-    } = server;
-    stop.cancel();
-    let ended = time::timeout(PATIENCE, running).await;
-    ended.expect("an end in time").unwrap().unwrap();
-    drop(log);
-    let _opened_again = crate::support::embedded_log(&directory);
+async fn the_end_of_a_certificate_is_told_and_follows_its_file() {
+    const EXPIRY: &str = "verdict_tls_certificate_expiry_timestamp_seconds{listener=\"webhook\"} ";
+    let directory = TempDir::new().unwrap();
+    let authority = Authority::new("tests");
+    let (valid, expired) = (authority.server(), authority.expired_server());
+    let both = Pair {
+        certificate: [&valid.certificate, &*expired.certificate].concat(),
+        ..valid.clone()
+    };
+    both.write(directory.path(), "tls");
+    let config = tls_config(directory.path(), Clients::None);
+    let config = ServerConfig {
+        webhook_tls: config.tls,
+        reload_interval_seconds: config.reload_interval_seconds,
+        ..server_config()
+    };
+    let server = Operated::start_with(config, memory_log()).await;
+    let expiry = async || {
+        let metrics = server.get("/metrics").await.body;
+        let expiry = metrics.lines().find_map(|line| line.strip_prefix(EXPIRY));
+        expiry.expect("an expiry").parse::<u64>().expect("a number")
+    };
+    // The first of January 2020: whichever comes first counts.
+    assert_eq!(expiry().await, 1_577_836_800);
+    valid.write(directory.path(), "tls");
+    let renewed = async {
+        while expiry().await == 1_577_836_800 {
+            time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let renewed = time::timeout(PATIENCE, renewed).await;
+    renewed.expect("the new certificate in time");
+    assert!(expiry().await > real_now().as_second() as u64);
 }

@@ -23,6 +23,7 @@ use crate::{
         Shared,
         admission::Rooms,
         health::{self, Readiness},
+        tls::{ServerTls, Tls},
     },
 };
 
@@ -32,17 +33,19 @@ pub(super) struct Lookup {
     callers: Arc<Callers>,
     rooms: Arc<Rooms>,
     log: Weak<dyn EventLog>,
+    tls: Vec<(&'static str, Arc<Tls>)>,
     readiness: Readiness,
     started_at: Timestamp,
 }
 
 impl Lookup {
-    pub(super) fn new(shared: &Shared, readiness: Readiness) -> Self {
+    pub(super) fn new(shared: &Shared, tls: &ServerTls, readiness: Readiness) -> Self {
         Self {
             sources: shared.ingestor.sources().to_vec(),
             callers: Arc::clone(&shared.callers),
             rooms: Arc::clone(&shared.rooms),
             log: Arc::downgrade(&shared.log),
+            tls: tls.named(),
             readiness,
             started_at: shared.started_at,
         }
@@ -73,6 +76,7 @@ impl Collector for Lookup {
         self.secrets(&mut figures)?;
         self.callers(&mut figures)?;
         self.capacity(&mut figures)?;
+        self.certificates(&mut figures)?;
         // It is gone when the server has ended.
         match self.log.upgrade() {
             Some(log) => log_figures(log.as_ref(), &mut figures),
@@ -195,6 +199,19 @@ impl Lookup {
                 "Calls that were refused because nobody knew the caller, by why.",
             ),
             refused,
+        )
+    }
+
+    /// When the certificates expire that the listeners show.
+    fn certificates(&self, figures: &mut Figures<'_>) -> fmt::Result {
+        let expiries = self.tls.iter();
+        figures.gauges(
+            &figure(
+                "tls_certificate_expiry_timestamp",
+                "When the certificate of a listener expires, or one of its issuers in the same file.",
+            )
+            .in_unit(Unit::Seconds),
+            expiries.filter_map(|(name, tls)| Some(([("listener", *name)], tls.expires_at()?))),
         )
     }
 

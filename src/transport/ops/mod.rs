@@ -20,13 +20,14 @@ use self::lookup::Lookup;
 use super::{
     Shared,
     health::{self, Readiness},
+    tls::ServerTls,
 };
 use crate::telemetry::{exposition::Format, process::ProcessMetrics};
 
 /// The three paths.
-pub(super) fn router(shared: &Shared, readiness: Readiness) -> Router {
+pub(super) fn router(shared: &Shared, tls: &ServerTls, readiness: Readiness) -> Router {
     let scrapes = Scrapes {
-        registry: Arc::new(registry(shared, readiness.clone())),
+        registry: Arc::new(registry(shared, tls, readiness.clone())),
         turn: Arc::new(Semaphore::new(1)),
     };
     let sources = shared.ingestor.sources().len();
@@ -42,7 +43,7 @@ pub(super) fn router(shared: &Shared, readiness: Readiness) -> Router {
 }
 
 /// Everything that is shown. It must not keep the log open, which its owner may close when the server has ended.
-fn registry(shared: &Shared, readiness: Readiness) -> Registry {
+fn registry(shared: &Shared, tls: &ServerTls, readiness: Readiness) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(ProcessMetrics));
     let verdict = registry.sub_registry_with_prefix("verdict");
@@ -53,7 +54,7 @@ fn registry(shared: &Shared, readiness: Readiness) -> Registry {
     if let Some(measures) = shared.log.measures() {
         measures.register(verdict);
     }
-    verdict.register_collector(Box::new(Lookup::new(shared, readiness)));
+    verdict.register_collector(Box::new(Lookup::new(shared, tls, readiness)));
     registry
 }
 
