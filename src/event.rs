@@ -202,6 +202,21 @@ pub fn source_of(event: &Bytes) -> Option<proto::Source> {
     Sourced::decode(event.clone()).ok()?.source
 }
 
+/// The id of an encoded event, and the trace in which it was ingested, without decoding the rest of it. `None` for one that
+/// names no trace.
+pub(crate) fn trace_of(event: &Bytes) -> Option<(String, proto::TraceContext)> {
+    /// A [`VerificationEvent`] of which only this is read.
+    #[derive(Clone, PartialEq, Message)]
+    struct Traced {
+        #[prost(string, tag = "1")]
+        event_id: String,
+        #[prost(message, optional, tag = "12")]
+        trace: Option<proto::TraceContext>,
+    }
+    let traced = Traced::decode(event.clone()).ok()?;
+    Some((traced.event_id, traced.trace?))
+}
+
 /// What of an event may name a person, encoded so that the event followed by it is an event with its personal data.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]

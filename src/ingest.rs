@@ -1,6 +1,6 @@
 //! The way of one webhook: find the source, verify, decrypt, normalize, append, answer.
 
-use std::{sync::Arc, thread};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use prost::Message;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::{
     allowance::Allowance,
     delivery,
+    ending::{self, Pending},
     error::Code,
     event::{self, NORMALIZER_VERSION},
     log::{
@@ -27,6 +28,7 @@ use crate::{
         signature::{self, VerifyError},
     },
     source::Source,
+    telemetry::metrics::{Metrics, UNKNOWN},
 };
 
 /// How many deliveries that are not genuine a source keeps at once, and how many more with each second. Whoever can call
@@ -40,6 +42,7 @@ pub struct Ingestor {
     /// For each source, how many deliveries that are not genuine it may still keep.
     keeping: Vec<Allowance>,
     pub(crate) log: Arc<dyn EventLog>,
+    metrics: Arc<Metrics>,
 }
 
 /// How a genuine webhook ended.
@@ -129,13 +132,14 @@ pub(crate) enum Settled {
 }
 
 impl Ingestor {
-    /// Takes webhooks of these sources.
-    pub fn new(sources: Vec<Arc<Source>>, log: Arc<dyn EventLog>) -> Self {
+    /// Takes webhooks of these sources, and counts and times what is done with them.
+    pub fn new(sources: Vec<Arc<Source>>, log: Arc<dyn EventLog>, metrics: Arc<Metrics>) -> Self {
         let allowance = |_| Allowance::new(KEPT_AT_ONCE, KEPT_PER_SECOND);
         Self {
             keeping: sources.iter().map(allowance).collect(),
             sources,
             log,
+            metrics,
         }
     }
 
@@ -154,13 +158,16 @@ impl Ingestor {
         received: Received,
         trace: Option<TraceContext>,
     ) -> Result<Outcome, IngestError> {
-        let source = self
-            .source(provider, account)
-            .ok_or(IngestError::SourceNotFound)?;
-        let panics = PanicCount(source);
+        let began = Instant::now();
+        let find_source = self.metrics.begin("find_source");
+        let Some(source) = find_source.run(|| self.source(provider, account)) else {
+            let unknown = IngestError::SourceNotFound;
+            self.metrics.rejected(UNKNOWN, ending::reason(&unknown));
+            return Err(unknown);
+        };
+        let pending = Pending::new(source, &self.metrics, began);
         let ended = self.take(source, webhook, received, trace).await;
-        drop(panics);
-        count(source, &ended);
+        pending.ended(&ended);
         ended
     }
 
@@ -183,7 +190,8 @@ impl Ingestor {
             Received::Before(time) => (time, Origin::Redriven),
         };
         let kept = source.keep_unverified.then(|| webhook.clone());
-        let verified = source.verify(webhook, received_at);
+        let verify = self.metrics.begin("verify");
+        let verified = verify.run(|| source.verify(webhook, received_at));
         let received_at = proto_timestamp(received_at);
         let webhook = match verified {
             Ok(webhook) => webhook,
@@ -220,7 +228,8 @@ impl Ingestor {
         mut webhook: VerifiedWebhook,
         receipt: Receipt,
     ) -> Result<Settled, AppendError> {
-        let normalized = match understand(source, &mut webhook, receipt.received_at).await {
+        let understood = self.understand(source, &mut webhook, receipt.received_at);
+        let normalized = match understood.await {
             Ok(Normalized::Event(normalized)) => *normalized,
             Ok(Normalized::Ignored) => return Ok(Settled::Ignored),
             Err(doubt) => return Ok(Settled::Doubtful(webhook, doubt)),
@@ -228,7 +237,8 @@ impl Ingestor {
         let event = complete(source, &webhook, normalized, receipt);
         let event_id = event.event_id;
         let place = |position| EventPlace { event_id, position };
-        match self.log.append(event).await? {
+        let append = self.metrics.begin("append");
+        match append.of(self.log.append(event)).await? {
             Appended::New(position) => Ok(Settled::Accepted(place(position))),
             Appended::Duplicate(position) => Ok(Settled::Duplicate(place(position))),
             Appended::Conflict(_) => {
@@ -239,6 +249,25 @@ impl Ingestor {
                 Ok(Settled::Doubtful(webhook, doubt))
             }
         }
+    }
+
+    /// What a genuine webhook means. It is decrypted on the way.
+    async fn understand(
+        &self,
+        source: &Arc<Source>,
+        webhook: &mut VerifiedWebhook,
+        received_at: ProtoTimestamp,
+    ) -> Result<Normalized, Doubt> {
+        if source.is_encrypted(webhook) {
+            let decrypt = self.metrics.begin("decrypt");
+            decrypt.of(open(source, webhook, received_at)).await?;
+        }
+        let normalize = self.metrics.begin("normalize");
+        let normalized = normalize.run(|| source.normalize(webhook));
+        normalized.map_err(|error| Doubt {
+            reason: error.reason(),
+            detail: error.to_string(),
+        })
     }
 
     /// Puts a genuine webhook into the quarantine, durably.
@@ -253,7 +282,8 @@ impl Ingestor {
         let delivery = delivery::genuine(source, webhook, received_at);
         let quarantined = quarantined(delivery, received_at, doubt, webhook.content_sha256());
         let id = quarantined.id;
-        self.log.quarantine(quarantined).await?;
+        let quarantine = self.metrics.begin("quarantine");
+        quarantine.of(self.log.quarantine(quarantined)).await?;
         warn!(
             provider.name = source.provider.name(),
             quarantine.id = %id,
@@ -293,18 +323,6 @@ impl Ingestor {
     }
 }
 
-/// Counts a delivery whose adapter panics. It is answered as one that could not be stored: only when the provider sends it
-/// again, to a version that is mended, is the evidence kept.
-struct PanicCount<'s>(&'s Source);
-
-impl Drop for PanicCount<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.counts.failed.increment();
-        }
-    }
-}
-
 /// A delivery for the quarantine that its reason belongs to. Its id follows from the reason and the content, so that one
 /// for which nobody vouches can never take the id of a genuine one.
 fn quarantined(
@@ -339,51 +357,6 @@ pub(crate) fn quarantine_kind(reason: QuarantineReason) -> QuarantineKind {
         QuarantineReason::Unverified => QuarantineKind::Unverified,
         _ => QuarantineKind::Genuine,
     }
-}
-
-fn count(source: &Source, ended: &Result<Outcome, IngestError>) {
-    let counts = &source.counts;
-    let provider = source.provider.name();
-    match ended {
-        Ok(Outcome::Accepted(place)) => {
-            counts.accepted.increment();
-            debug!(
-                provider.name = provider,
-                event.id = %place.event_id,
-                log.position = place.position.0,
-                "event accepted"
-            );
-        }
-        Ok(Outcome::Duplicate(place)) => {
-            counts.duplicate.increment();
-            debug!(provider.name = provider, event.id = %place.event_id, "redelivery recognized");
-        }
-        Ok(Outcome::Quarantined(_)) => counts.quarantined.increment(),
-        Ok(Outcome::Ignored) => counts.ignored.increment(),
-        Err(IngestError::Signature(error)) => {
-            counts.signature_invalid.increment();
-            debug!(provider.name = provider, %error, "delivery not genuine");
-        }
-        Err(IngestError::Append(error)) => {
-            counts.log_unavailable.increment();
-            // The log tells its trouble itself, once.
-            debug!(provider.name = provider, %error, "delivery not stored");
-        }
-        Err(IngestError::SourceNotFound) => {}
-    }
-}
-
-/// What a genuine webhook means. It is decrypted on the way.
-async fn understand(
-    source: &Arc<Source>,
-    webhook: &mut VerifiedWebhook,
-    received_at: ProtoTimestamp,
-) -> Result<Normalized, Doubt> {
-    open(source, webhook, received_at).await?;
-    source.normalize(webhook).map_err(|error| Doubt {
-        reason: error.reason(),
-        detail: error.to_string(),
-    })
 }
 
 /// Decrypts a genuine webhook if its provider encrypts, on a thread that may take its time.

@@ -13,6 +13,7 @@
 //! - [`source`]: the configured sources.
 //! - `delivery`: the evidence behind each event, as it is stored.
 //! - `allowance`: how often something may be done.
+//! - `ending`: how deliveries have ended, for operators.
 //! - [`ingest`]: the way of one webhook, from its bytes to its answer.
 //! - [`redrive`]: the way out of the quarantine.
 //! - [`erase`]: how a subject is erased.
@@ -37,6 +38,7 @@ pub mod cli;
 pub mod config;
 mod delivery;
 mod diff;
+mod ending;
 pub mod erase;
 pub mod error;
 pub mod event;

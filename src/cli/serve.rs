@@ -1,14 +1,6 @@
 //! `verdict serve`
 
-use std::{
-    env,
-    io::{self, IsTerminal},
-    net::SocketAddr,
-    process,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, process, sync::Arc, thread, time::Duration};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
@@ -16,7 +8,6 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tracing::{Level, field};
-use tracing_subscriber::EnvFilter;
 
 use super::{CliError, ConfigArg, output};
 use crate::{
@@ -38,9 +29,9 @@ const OPS_INSECURE: &str =
 
 /// Runs the service.
 ///
-/// Logs go to standard error: readable on a terminal, JSON lines elsewhere. VERDICT_LOG sets the level, for example
-/// VERDICT_LOG=debug. SIGTERM or Ctrl-C stops the service: subscribers are told, calls in flight finish. A second one ends it
-/// at once.
+/// Logs go to standard error: readable on a terminal, JSON lines elsewhere. VERDICT__TELEMETRY__LOG_LEVELS says which there
+/// are, for example debug. SIGTERM or Ctrl-C stops the service: subscribers are told, calls in flight finish. A second one
+/// ends it at once.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -50,7 +41,8 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let loaded = args.config.load()?;
     ServerTls::load(&loaded.server).map_err(CliError::tls)?;
-    start_logging()?;
+    // Dropped when all is over, however that comes: the last traces are sent then.
+    let (telemetry, _exporter) = Telemetry::start(&loaded.telemetry).map_err(CliError::failed)?;
     raise_open_files(loaded.server.max_connections);
     let stop = stop_signal(time_to_stop(&loaded.server)).map_err(CliError::failed)?;
 
@@ -76,17 +68,16 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         callers: Arc::new(loaded.callers),
         audit,
     };
-    for (is_set, warning) in [
+    for (is_set, risk) in [
         (loaded.server.insecure, INSECURE),
         (loaded.server.webhook_insecure, WEBHOOK_INSECURE),
         (loaded.server.ops_insecure, OPS_INSECURE),
     ] {
-        if is_set {
-            tracing::warn!("{warning}");
-            // No level of logging hides it.
-            if !tracing::enabled!(Level::WARN) {
-                output::complain(&format!("warning: {warning}"));
-            }
+        // No level of logging hides it.
+        match (is_set, telemetry.shows(Level::WARN)) {
+            (false, _) => {}
+            (true, true) => tracing::warn!(risk, "the server is insecure"),
+            (true, false) => output::complain(&format!("warning: {risk}")),
         }
     }
     let address = |listener: &Option<TcpListener>| {
@@ -110,7 +101,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         sources,
         log,
         access,
-        telemetry: Telemetry::default(),
+        telemetry,
     };
     transport::run(service, listeners, stop)
         .await
@@ -126,22 +117,6 @@ async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
             "cannot listen on {address} (server.{key}): {error}"
         ))
     })
-}
-
-fn start_logging() -> Result<(), CliError> {
-    // What the storage engine tells of its housekeeping is of no use to operators.
-    const DEFAULT: &str = "info,fjall=warn,lsm_tree=warn";
-    let levels = env::var("VERDICT_LOG").unwrap_or_else(|_| DEFAULT.to_owned());
-    let filter = EnvFilter::try_new(levels)
-        .map_err(|error| CliError::Usage(format!("VERDICT_LOG: {error}")))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    match io::stderr().is_terminal() {
-        true => logs.init(),
-        false => logs.json().flatten_event(true).init(),
-    }
-    Ok(())
 }
 
 /// Takes all file descriptors that the system allows: connections, and the files of the log, need more than the 1,024 that

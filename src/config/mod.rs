@@ -25,7 +25,9 @@ pub use issuers::{IssuerConfig, IssuerError};
 pub(crate) use server::MAX_HEADERS;
 pub use server::{ForwardedHeader, Reflection, ServerConfig, ServerError};
 pub use source::{DEFAULT_ACCOUNT, DEFAULT_MAX_JSON_DEPTH, SourceConfig, SourceError};
-pub use telemetry::{LogFormat, Otlp, OtlpConfig, OtlpError, Telemetry, TelemetryConfig};
+pub use telemetry::{
+    LogFormat, Otlp, OtlpConfig, OtlpError, Telemetry, TelemetryConfig, TelemetryError,
+};
 pub use tls::{ClientCertificates, TlsConfig};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -175,9 +177,9 @@ pub enum ConfigError {
     /// Files that could not be written, or would be too many.
     #[error("log.segment_bytes must be between {} and {}", SEGMENT_BYTES.start(), SEGMENT_BYTES.end())]
     SegmentBytes,
-    /// Something is wrong with where traces are sent.
-    #[error("telemetry.otlp: {0}")]
-    Otlp(#[from] OtlpError),
+    /// Something is wrong with logs or traces.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// Something is wrong with a caller or an issuer.
     #[error(transparent)]
     Callers(#[from] CallersError),

@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::Variables;
+use crate::telemetry::logs::{Levels, LevelsError};
 
 /// Logs and traces. See `config.default.toml` for what each is for.
 #[derive(Debug, Deserialize)]
@@ -75,8 +76,8 @@ struct ValuePlace {
 pub struct Telemetry {
     /// How log lines look.
     pub log_format: LogFormat,
-    /// Which log lines there are, by module: the syntax of `tracing_subscriber::EnvFilter`.
-    pub log_levels: String,
+    /// Which log lines there are, by module.
+    pub log_levels: Levels,
     /// Where traces are sent, if they are.
     pub otlp: Option<Otlp>,
 }
@@ -97,6 +98,17 @@ pub struct Otlp {
     pub timeout: Duration,
     /// What is told of this process with every trace.
     pub resource: BTreeMap<String, String>,
+}
+
+/// What is wrong with logs and traces.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// Something is wrong with which log lines there are.
+    #[error("telemetry.log_levels {0}")]
+    Levels(#[from] LevelsError),
+    /// Something is wrong with where traces are sent.
+    #[error("telemetry.otlp: {0}")]
+    Otlp(#[from] OtlpError),
 }
 
 /// What is wrong with where traces are sent.
@@ -136,10 +148,10 @@ pub enum OtlpError {
 }
 
 impl TelemetryConfig {
-    pub(super) fn load(self, variables: &Variables) -> Result<Telemetry, OtlpError> {
+    pub(super) fn load(self, variables: &Variables) -> Result<Telemetry, TelemetryError> {
         Ok(Telemetry {
             log_format: self.log_format,
-            log_levels: self.log_levels,
+            log_levels: self.log_levels.parse()?,
             otlp: self.otlp.map(|otlp| otlp.load(variables)).transpose()?,
         })
     }

@@ -274,7 +274,7 @@ fn recorded(credential: &Credential) -> Option<RecordedCredential> {
 }
 
 /// A code as the specification of gRPC writes it.
-fn name(code: GrpcCode) -> &'static str {
+pub(super) fn name(code: GrpcCode) -> &'static str {
     match code {
         GrpcCode::Ok => "OK",
         GrpcCode::Cancelled => "CANCELLED",

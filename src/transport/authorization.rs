@@ -21,11 +21,14 @@ use tokio::{
 };
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
+use tracing::{Instrument, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
     admission::Shares,
     auditing::{Auditor, Entry},
     listener::ConnectionInfo,
+    observation::Observed,
     status,
 };
 use crate::{
@@ -34,6 +37,7 @@ use crate::{
     config::Reflection,
     error::Code,
     proto::{DESCRIPTORS, Scope},
+    telemetry::metrics::Metrics,
 };
 
 /// The scope of each rpc of `verdict.v1`, by its path.
@@ -80,6 +84,7 @@ pub(super) struct Gate {
     reflection: Reflection,
     auditor: Arc<Auditor>,
     shares: Arc<Shares>,
+    metrics: Arc<Metrics>,
     timeout: Duration,
     failures: Allowance,
     delayed: Semaphore,
@@ -91,6 +96,7 @@ impl Gate {
         reflection: Reflection,
         auditor: Auditor,
         shares: Arc<Shares>,
+        metrics: Arc<Metrics>,
         timeout: Duration,
     ) -> Self {
         Self {
@@ -98,6 +104,7 @@ impl Gate {
             reflection,
             auditor: Arc::new(auditor),
             shares,
+            metrics,
             timeout,
             failures: Allowance::new(FAILURES_AT_ONCE, FAILURES_PER_SECOND),
             delayed: Semaphore::new(MAX_DELAYED),
@@ -147,7 +154,8 @@ impl Gate {
             return self.in_time(service.call(request), || false).await;
         }
         let names = certificate_names(&request);
-        let identity = self.callers.authenticate(request.headers(), names).await;
+        let authenticated = self.callers.authenticate(request.headers(), names);
+        let identity = self.metrics.begin("authenticate").of(authenticated).await;
         let scope = match rule {
             Rule::Scope(scope) => Some(scope),
             Rule::Open | Rule::Known => None,
@@ -161,6 +169,9 @@ impl Gate {
             .await
         {
             Ok(known) => {
+                if let Some(name) = known.caller.name() {
+                    Span::current().set_attribute("caller.name", name.to_owned());
+                }
                 request.extensions_mut().insert(known.caller);
                 request.extensions_mut().insert(known.validity);
                 let answered = service.call(request);
@@ -264,11 +275,17 @@ where
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         // The one that is ready, and a clone for the next call.
         let next = self.service.clone();
         let service = mem::replace(&mut self.service, next);
         let gate = Arc::clone(&self.gate);
-        Box::pin(async move { Ok(gate.serve(request, service).await) })
+        let observed = Observed::begin(&mut request, &gate.metrics);
+        Box::pin(async move {
+            let served = gate.serve(request, service).instrument(observed.span());
+            let response = served.await;
+            observed.answered(&response);
+            Ok(response)
+        })
     }
 }

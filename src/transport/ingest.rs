@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
-use tonic::{Request, Status, metadata::MetadataMap};
-use tracing::{error, warn};
+use tonic::{Request, Status};
+use tracing::{Instrument, Span, error, warn};
 use uuid::Uuid;
 
 use super::{
@@ -20,13 +20,17 @@ use crate::{
     ingest::{EventPlace, IngestError, Outcome, Received, jiff_timestamp},
     proto::{IngestRequest, IngestResponse, IngestStatus, Scope, TraceContext, VerificationEvent},
     provider::RawWebhook,
+    telemetry::traces,
 };
 
 /// What the webhooks of one call have in common.
 #[derive(Clone)]
 pub(super) struct Call {
     caller: Caller,
+    /// The trace that the caller has told of.
     trace: Option<TraceContext>,
+    /// What the webhooks are a part of.
+    span: Span,
     /// Held as long as anything of the call goes on.
     _permit: Option<Permit>,
 }
@@ -35,7 +39,8 @@ impl Call {
     pub(super) fn of<T: Auditable>(request: &Request<T>) -> Result<Self, Status> {
         Ok(Self {
             caller: caller(request)?,
-            trace: trace_context(request.metadata()),
+            trace: request.extensions().get::<TraceContext>().cloned(),
+            span: Span::current(),
             _permit: request.extensions().get::<Permit>().cloned(),
         })
     }
@@ -43,6 +48,16 @@ impl Call {
     /// Who calls.
     pub(super) fn caller(&self) -> &Caller {
         &self.caller
+    }
+
+    /// What the webhooks are a part of.
+    pub(super) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// The same call, with a span of its own for one webhook.
+    pub(super) fn within(self, span: Span) -> Self {
+        Self { span, ..self }
     }
 
     /// The same call, holding another permit instead.
@@ -58,6 +73,7 @@ impl Call {
 pub(super) struct Begun {
     ingested: JoinHandle<Result<Outcome, IngestError>>,
     return_event: bool,
+    span: Span,
 }
 
 impl Shared {
@@ -82,16 +98,24 @@ impl Shared {
                 .collect(),
         };
         let ingestor = Arc::clone(&self.ingestor);
-        let ingested = self.ingests.spawn(async move {
-            let Call { trace, _permit, .. } = call;
+        let span = call.span.clone();
+        let taking = async move {
+            let Call {
+                trace,
+                span,
+                _permit,
+                ..
+            } = call;
+            let trace = traces::place(&span).or(trace);
             let _turn = turn.await;
             ingestor
                 .ingest(&request.provider, &account, webhook, receipt, trace)
                 .await
-        });
+        };
         Ok(Begun {
-            ingested,
+            ingested: self.ingests.spawn(taking.instrument(span.clone())),
             return_event,
+            span,
         })
     }
 
@@ -105,7 +129,11 @@ impl Shared {
                 "the webhook could not be taken; send it again",
             )
         })??;
-        Ok(self.response(outcome, begun.return_event).await)
+        let response = self.response(outcome, begun.return_event);
+        let answer = begun
+            .span
+            .in_scope(|| self.telemetry.metrics.begin("answer"));
+        Ok(answer.of(response).await)
     }
 
     fn check_limits(&self, request: &IngestRequest) -> Result<(), Status> {
@@ -203,42 +231,4 @@ fn receipt(caller: &Caller, request: &IngestRequest, account: &str) -> Result<Re
     let claimed =
         claimed.ok_or_else(|| status::invalid("received_at", "is not a time of the past"))?;
     Ok(Received::Before(claimed))
-}
-
-/// The trace of a call, if its metadata is well-formed. See <https://www.w3.org/TR/trace-context/>.
-fn trace_context(metadata: &MetadataMap) -> Option<TraceContext> {
-    const MAX_STATE_BYTES: usize = 512;
-    let text = |name| metadata.get(name)?.to_str().ok();
-    let traceparent = text("traceparent").filter(|value| is_traceparent(value))?;
-    let tracestate = text("tracestate").filter(|value| value.len() <= MAX_STATE_BYTES);
-    Some(TraceContext {
-        traceparent: traceparent.to_owned(),
-        tracestate: tracestate.unwrap_or_default().to_owned(),
-    })
-}
-
-/// Whether a text is `<version>-<trace id>-<parent id>-<flags>`, in lower-case hex.
-fn is_traceparent(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('-').collect();
-    let hex = |part: &&str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]) && parts.iter().all(hex)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_well_formed_trace_is_kept() {
-        assert!(is_traceparent(
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-        ));
-        for bad in [
-            "",
-            "00-0af7-b7ad-01",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-        ] {
-            assert!(!is_traceparent(bad), "{bad}");
-        }
-    }
 }

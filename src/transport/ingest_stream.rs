@@ -17,13 +17,14 @@ use futures_util::{
 use prost::Message;
 use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
+use tracing::{Span, info_span};
 
 use super::{
     INGEST_STREAM_BYTES, Shared,
     admission::Share,
     grpc::Responses,
     ingest::{Begun, Call},
-    status,
+    observation, status,
 };
 use crate::proto::{
     IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
@@ -131,7 +132,8 @@ impl IngestStream {
             correlation_id,
             request,
         } = request;
-        let begun = self.begin(&correlation_id, request, request_bytes);
+        let span = info_span!(parent: self.call.span(), "ingest");
+        let begun = self.begin(&correlation_id, request, request_bytes, &span);
         let begun = begun.map_err(|refused| (refused, self.count_refused()));
         let shared = self.shared.clone();
         self.answers.push(Box::pin(async move {
@@ -142,6 +144,9 @@ impl IngestStream {
                     Err(refused)
                 }
             };
+            if let Err(failed) = &result {
+                observation::fault(&span, failed.code());
+            }
             Answer {
                 response: answer(correlation_id, result),
                 request_bytes,
@@ -166,6 +171,7 @@ impl IngestStream {
         correlation_id: &str,
         request: Option<IngestRequest>,
         request_bytes: usize,
+        span: &Span,
     ) -> Result<Begun, Status> {
         if correlation_id.len() > MAX_CORRELATION_ID_BYTES {
             let description = format!("is longer than {MAX_CORRELATION_ID_BYTES} bytes");
@@ -184,7 +190,8 @@ impl IngestStream {
             let _ = has_come.send(());
             taken
         };
-        self.shared.begin(self.call.clone(), request, turn)
+        let call = self.call.clone().within(span.clone());
+        self.shared.begin(call, request, turn)
     }
 }
 

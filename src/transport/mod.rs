@@ -15,6 +15,7 @@ mod ingest;
 mod ingest_stream;
 mod list;
 pub mod listener;
+mod observation;
 mod open;
 mod ops;
 mod page;
@@ -239,7 +240,11 @@ pub async fn run(
     let grace = Duration::from_secs(config.shutdown_grace_seconds);
     let rooms = Rooms::new(&config);
     let shared = Shared {
-        ingestor: Arc::new(Ingestor::new(sources, Arc::clone(&log))),
+        ingestor: Arc::new(Ingestor::new(
+            sources,
+            Arc::clone(&log),
+            Arc::clone(&telemetry.metrics),
+        )),
         shares: Arc::new(Shares::new(&rooms, &config, &access.callers)),
         rooms: Arc::new(rooms),
         ingest_stream_kib: Arc::new(Semaphore::new(INGEST_STREAM_BYTES / 1024)),
@@ -369,6 +374,7 @@ impl Shared {
             self.config.reflection,
             Auditor::new(audit, &self.callers, self.ingests.clone()),
             Arc::clone(&self.shares),
+            Arc::clone(&self.telemetry.metrics),
             Duration::from_secs(self.config.call_timeout_seconds),
         );
         let keepalive = Duration::from_secs(self.config.keepalive_interval_seconds);

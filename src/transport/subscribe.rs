@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::stream;
 use prost_types::Timestamp;
 use tonic::Status;
+use tracing::{Span, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
     Shared,
@@ -14,6 +17,7 @@ use super::{
 use crate::{
     caller::Caller,
     error::Code,
+    event,
     filter::Filter,
     ingest::proto_timestamp,
     log::{Commit, CommitError, Consumer, Cursor, MAX_CONSUMERS, Position},
@@ -21,7 +25,8 @@ use crate::{
         CaughtUp, CommitCursorRequest, Draining, EventFilter, FellBehind, Heartbeat, Scope,
         SubscribeMessage, SubscribeRequest, SubscribeResponse, subscribe_request::Start,
     },
-    subscription::{EndError, Message, Options, Subscription},
+    subscription::{Delivery, EndError, Message, Options, Subscription},
+    telemetry::traces,
 };
 
 /// Where a stream starts, and whether that place may move on with retention before anything was sent.
@@ -38,22 +43,39 @@ impl Shared {
             .rooms
             .subscriptions
             .enter(&self.shares.of(caller).subscriptions)?;
+        let consumer = owned_by(caller, &request.consumer);
         let options = self.options(caller, request).await?;
         let log = Arc::clone(&self.log);
         let subscription = Subscription::new(log, options, self.draining.clone());
-        let open = (subscription, self.clone(), permit);
-        let responses = stream::unfold(open, |(mut subscription, shared, permit)| async move {
+        let open = (subscription, self.clone(), consumer, permit);
+        let responses = stream::unfold(open, |mut open| async move {
+            let (subscription, shared, consumer, _permit) = &mut open;
             let response = match subscription.next().await? {
-                Ok(delivery) => Ok(SubscribeResponse {
-                    cursor: shared.cursor(delivery.position).encode(),
-                    message: Some(wire(delivery.message)),
-                }),
+                Ok(delivery) => Ok(shared.deliver(delivery, consumer)),
                 Err(EndError::Draining) => Err(status::draining()),
                 Err(EndError::Read(failed)) => Err(shared.read_error(failed)),
             };
-            Some((response, (subscription, shared, permit)))
+            Some((response, open))
         });
         Ok(Box::pin(responses))
+    }
+
+    /// Gives a message to a subscriber.
+    fn deliver(&self, delivery: Delivery, consumer: &str) -> SubscribeResponse {
+        let span = match &delivery.message {
+            Message::Event(event) if self.telemetry.traces => delivery_span(event, consumer),
+            _ => None,
+        };
+        match &delivery.message {
+            Message::Event(_) => self.telemetry.metrics.delivered(),
+            Message::FellBehind => self.telemetry.metrics.fell_behind(),
+            Message::Heartbeat | Message::CaughtUp | Message::Draining => {}
+        }
+        span.unwrap_or_else(Span::none)
+            .in_scope(|| SubscribeResponse {
+                cursor: self.cursor(delivery.position).encode(),
+                message: Some(wire(delivery.message)),
+            })
     }
 
     /// Stores how far a consumer has come.
@@ -102,7 +124,7 @@ impl Shared {
         }
         let personal_data = personal_data(caller, request.include_personal_data)?;
         let consumer = owned_by(caller, &request.consumer);
-        tracing::info!(consumer.name = ?consumer, "a subscriber has come");
+        tracing::info!(consumer.name = consumer, "a subscriber has come");
         let filter = filter(request.filter)?.within(caller.reach(Scope::Subscribe));
         let heartbeat = heartbeat(request.heartbeat_interval)?;
         let (after, may_move) = self.start(request.start, &consumer).await?;
@@ -227,6 +249,27 @@ fn is_valid(time: &Timestamp) -> bool {
     const YEAR_1: i64 = -62_135_596_800;
     const YEAR_10000: i64 = 253_402_300_800;
     (YEAR_1..YEAR_10000).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos)
+}
+
+/// The span of an event that is given to a subscriber, by the semantic conventions for messaging. It begins a trace, so that
+/// a subscription that stays open for days is not one, and is linked to that of the event. `None` if that one is not sent.
+fn delivery_span(event: &Bytes, consumer: &str) -> Option<Span> {
+    let (event_id, trace) = event::trace_of(event)?;
+    let trace = traces::sent(&trace)?;
+    let span = info_span!(
+        parent: None,
+        "deliver",
+        otel.name = "deliver events",
+        otel.kind = "client",
+        messaging.system = "verdict",
+        messaging.operation.name = "deliver",
+        messaging.operation.type = "send",
+        messaging.destination.name = "events",
+        messaging.message.id = event_id,
+        messaging.consumer.group.name = Some(consumer).filter(|name| !name.is_empty()),
+    );
+    span.add_link(trace);
+    Some(span)
 }
 
 fn wire(message: Message) -> SubscribeMessage {

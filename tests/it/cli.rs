@@ -128,10 +128,16 @@ impl Place {
     }
 
     pub(crate) fn serve(&self) -> Serving {
+        self.serve_with(&[])
+    }
+
+    /// A server with these variables in its environment.
+    pub(crate) fn serve_with(&self, variables: &[(&str, &str)]) -> Serving {
         let mut process = verdict()
             .args(["serve", "--config"])
             .arg(self.config())
-            .env_remove("VERDICT_LOG")
+            .env_remove("VERDICT__TELEMETRY__LOG_LEVELS")
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary runs");

@@ -27,7 +27,7 @@ const VARIABLES: [&str; 8] = [
     "VERDICT_KEY",
     "VERDICT_TOKEN",
     "VERDICT_TOKEN_FILE",
-    "VERDICT_LOG",
+    "VERDICT__TELEMETRY__LOG_LEVELS",
 ];
 
 fn verdict(arguments: &[&str]) -> Command {

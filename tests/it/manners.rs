@@ -330,7 +330,7 @@ async fn that_the_server_is_insecure_is_told_once_at_any_level() {
             .args(["serve", "--config"])
             .arg(place.path("verdict.toml"))
             .env("VERDICT__SERVER__INSECURE", "true")
-            .env("VERDICT_LOG", level)
+            .env("VERDICT__TELEMETRY__LOG_LEVELS", level)
             .stderr(std::process::Stdio::piped());
         let mut process = tokio::process::Command::from(command)
             .kill_on_drop(true)

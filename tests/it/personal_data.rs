@@ -25,9 +25,12 @@ use verdict::{
     source::Source,
 };
 
-use crate::support::{
-    Fixture, PATIENCE, connect, decode, fixture_source, fixtures, from_earliest, next, now,
-    plain_source, real_now, request,
+use crate::{
+    otlp::{self, Receiver},
+    support::{
+        Fixture, PATIENCE, connect, decode, fixture_source, fixtures, from_earliest, next, now,
+        plain_source, real_now, request,
+    },
 };
 
 /// Fields whose values may be seen by those who may not see personal data: ids, and words from the vocabulary of the
@@ -258,12 +261,14 @@ struct Verdict {
 }
 
 impl Verdict {
-    fn start() -> Self {
+    /// With its traces sent to this receiver.
+    fn start(receiver: &Receiver) -> Self {
         let directory = TempDir::new().unwrap();
         let log = directory.path().join("log");
         let mut config = format!(
-            "[server]\ngrpc_listen = \"127.0.0.1:0\"\nwebhook_listen = \"127.0.0.1:0\"\nops_listen = \"127.0.0.1:0\"\n[log]\npath = \"{}\"\n",
-            log.display()
+            "[server]\ngrpc_listen = \"127.0.0.1:0\"\nwebhook_listen = \"127.0.0.1:0\"\nops_listen = \"127.0.0.1:0\"\n[log]\npath = \"{}\"\n[telemetry.otlp]\nendpoint = \"{}\"\n",
+            log.display(),
+            receiver.url
         );
         let accounts = |provider| (0..ACCOUNTS).map(move |account| (provider, account));
         for (provider, account) in PROVIDERS.iter().flat_map(accounts) {
@@ -291,7 +296,7 @@ impl Verdict {
             .args(["serve", "--config"])
             .arg(file)
             .env("SECRET", SECRET)
-            .env("VERDICT_LOG", "trace")
+            .env("VERDICT__TELEMETRY__LOG_LEVELS", "trace")
             .stdout(output.try_clone().unwrap())
             .stderr(output)
             .spawn()
@@ -328,6 +333,14 @@ impl Verdict {
         };
         let url = time::timeout(PATIENCE, address).await.expect("it starts");
         connect(self.url.get_or_init(|| url)).await
+    }
+
+    /// Stops it, so that it sends what it has left.
+    fn end(&mut self) {
+        let pid = self.process.id().to_string();
+        let killed = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(killed.expect("the shell's").success());
+        assert!(self.process.wait().expect("it ends").success());
     }
 
     /// What a command prints.
@@ -461,13 +474,22 @@ async fn read(verdict: &Verdict, client: &mut VerdictServiceClient<Channel>, giv
 async fn a_mark_in_any_field_is_seen_only_where_the_field_belongs() {
     let marked = marked();
     assert!(marked.len() > 500, "only {} fields", marked.len());
-    let verdict = Verdict::start();
+    let receiver = Receiver::start();
+    let mut verdict = Verdict::start(&receiver);
     let mut client = VerdictServiceClient::new(verdict.channel().await);
     let mut given = Given::default();
     send(&mut client, &marked, &mut given).await;
     read(&verdict, &mut client, &mut given).await;
+    verdict.end();
     given.about.push_str(&verdict.output());
     assert!(given.about.contains("TRACE"), "the log tells everything");
+    let is_of_webhooks = |span: &&otlp::Span| span.attributes.contains_key("provider.name");
+    let seen = receiver.spans().iter().filter(is_of_webhooks).count();
+    assert!(
+        seen > marked.len(),
+        "only {seen} webhooks are seen in traces"
+    );
+    given.about.push_str(&receiver.text());
 
     let of = |text: &str| -> Vec<&Marked> {
         let marks = marks(text).into_iter();

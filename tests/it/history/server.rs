@@ -88,7 +88,10 @@ impl Home {
             .args(["serve", "--config"])
             .arg(self.path("verdict.toml"))
             .env_remove("VERDICT_CONFIG")
-            .env("VERDICT_LOG", "warn,verdict::ingest=error")
+            .env(
+                "VERDICT__TELEMETRY__LOG_LEVELS",
+                "warn,verdict::ingest=error",
+            )
             .stderr(Stdio::from(stderr.expect("a file")))
             .kill_on_drop(true)
             .spawn()
