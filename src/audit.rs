@@ -99,6 +99,9 @@ pub struct About {
     /// The SHA-256, in hex, of provider, account and the id of a subject, with a zero byte after each of the first two.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub subject_sha256: String,
+    /// Which log lines there are to be.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub log_levels: String,
     /// Whether the call only shows what it would do.
     #[serde(skip_serializing_if = "is_false")]
     pub dry_run: bool,
@@ -174,6 +177,7 @@ fn line(record: &Record) -> Vec<u8> {
         quarantine_id,
         consumer,
         subject_sha256: _,
+        log_levels,
         dry_run: _,
     } = &mut record.about;
     let texts = [
@@ -182,6 +186,7 @@ fn line(record: &Record) -> Vec<u8> {
         event_id,
         quarantine_id,
         consumer,
+        log_levels,
         &mut record.rpc,
     ];
     texts.into_iter().for_each(shorten);

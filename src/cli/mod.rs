@@ -10,6 +10,7 @@ mod demo;
 mod erase;
 mod filter;
 mod keys;
+mod log_levels;
 mod normalize;
 mod output;
 mod quarantine;
@@ -62,6 +63,7 @@ enum Command {
     Erase(erase::Args),
     Keys(keys::Args),
     Consumers(consumers::Args),
+    LogLevels(log_levels::Args),
     Sources(sources::Args),
     Status(status::Args),
     Token(token::Args),
@@ -170,6 +172,7 @@ async fn run(command: Command) -> Result<(), CliError> {
         Command::Erase(args) => erase::run(args).await,
         Command::Keys(args) => keys::run(args),
         Command::Consumers(args) => consumers::run(args).await,
+        Command::LogLevels(args) => log_levels::run(args).await,
         Command::Sources(args) => sources::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Token(args) => token::run(args),

@@ -10,10 +10,11 @@ use crate::{
         CommitCursorRequest, DeleteConsumerRequest, DiscardQuarantinedRequest, EraseSubjectRequest,
         GetDeliveryRequest, GetEventRequest, GetStatusRequest, GetVerificationRequest,
         IngestRequest, ListEventsRequest, ListQuarantinedRequest, ListSourcesRequest,
-        QuarantineFilter, RedriveRequest, RenormalizeRequest, SubscribeRequest,
-        discard_quarantined_request, erase_subject_request::Subject, get_delivery_request,
-        redrive_request,
+        QuarantineFilter, RedriveRequest, RenormalizeRequest, SetLogLevelsRequest,
+        SubscribeRequest, discard_quarantined_request, erase_subject_request::Subject,
+        get_delivery_request, redrive_request,
     },
+    telemetry::logs::Levels,
 };
 
 /// Requests, as the audit log tells of them.
@@ -163,6 +164,22 @@ impl Auditable for DeleteConsumerRequest {
     fn about(&self) -> About {
         About {
             consumer: self.consumer.clone(),
+            ..About::default()
+        }
+    }
+}
+
+impl Auditable for SetLogLevelsRequest {
+    fn about(&self) -> About {
+        let levels = self.levels.as_deref().map(|levels| match levels {
+            "" => "as configured".to_owned(),
+            text => match text.parse::<Levels>() {
+                Ok(levels) => levels.to_string(),
+                Err(_) => "malformed".to_owned(),
+            },
+        });
+        About {
+            log_levels: levels.unwrap_or_default(),
             ..About::default()
         }
     }

@@ -33,12 +33,13 @@ use crate::{
         GetStatusRequest, GetStatusResponse, ListQuarantinedRequest, ListQuarantinedResponse,
         ListSourcesRequest, ListSourcesResponse, LogStatus, OutcomeCounts, QuarantineStatus,
         RedriveRequest, RedriveResponse, RenormalizeRequest, RenormalizeResponse, Scope,
-        SecretInfo, SourceInfo, admin_service_server::AdminService, erase_subject_request::Subject,
-        get_delivery_request,
+        SecretInfo, SetLogLevelsRequest, SetLogLevelsResponse, SourceInfo,
+        admin_service_server::AdminService, erase_subject_request::Subject, get_delivery_request,
     },
     provider::usage::Usage,
     renormalize::Renormalization,
     source::{Counts, Source},
+    telemetry::logs::{Levels, LevelsError},
 };
 
 /// The service.
@@ -156,6 +157,31 @@ impl AdminService for Admin {
         let forgotten = self.0.log.forget(consumer).await;
         forgotten.map_err(status::append_error)?;
         Ok(Response::new(DeleteConsumerResponse {}))
+    }
+
+    async fn set_log_levels(
+        &self,
+        request: Request<SetLogLevelsRequest>,
+    ) -> Result<Response<SetLogLevelsResponse>, Status> {
+        unlimited(&request)?;
+        let log_levels = &self.0.telemetry.log_levels;
+        let (previous, levels) = match request.into_inner().levels.as_deref() {
+            None => (log_levels.current(), log_levels.current()),
+            Some("") => log_levels.set(None),
+            Some(text) => {
+                let levels: Levels = text
+                    .parse()
+                    .map_err(|error: LevelsError| status::invalid("levels", error.to_string()))?;
+                log_levels.set(Some(levels))
+            }
+        };
+        if previous != levels {
+            tracing::info!(%previous, %levels, "the log levels were changed");
+        }
+        Ok(Response::new(SetLogLevelsResponse {
+            previous_levels: previous.to_string(),
+            levels: levels.to_string(),
+        }))
     }
 
     async fn erase_subject(

@@ -22,6 +22,7 @@ mod ingest_stream;
 mod known_answers;
 mod list_events;
 mod log;
+mod logs;
 mod manners;
 mod metrics;
 mod model;
