@@ -42,7 +42,8 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     let loaded = args.config.load()?;
     ServerTls::load(&loaded.server).map_err(CliError::tls)?;
     // Dropped when all is over, however that comes: the last traces are sent then.
-    let (telemetry, _exporter) = Telemetry::start(&loaded.telemetry).map_err(CliError::failed)?;
+    let (telemetry, _exporter) = Telemetry::start(&loaded.telemetry)
+        .map_err(|error| CliError::Usage(format!("configuration: {error}")))?;
     raise_open_files(loaded.server.max_connections);
     let stop = stop_signal(time_to_stop(&loaded.server)).map_err(CliError::failed)?;
 

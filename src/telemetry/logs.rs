@@ -147,7 +147,8 @@ pub(super) fn lines(
         filter: Some(handle),
     };
     // Spans are for traces: without these they cost nothing.
-    let filter = filter.and(filter_fn(|metadata| metadata.is_event()));
+    let is_line = filter_fn(|metadata| metadata.is_event());
+    let filter = filter.and(is_line.with_max_level_hint(LevelFilter::TRACE));
     let is_terminal = io::stderr().is_terminal();
     let as_json = match config.log_format {
         LogFormat::Auto => !is_terminal,

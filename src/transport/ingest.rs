@@ -121,19 +121,24 @@ impl Shared {
 
     /// Waits for a webhook to be taken, and answers.
     pub(super) async fn finish(&self, begun: Begun) -> Result<IngestResponse, Status> {
-        let outcome = begun.ingested.await.map_err(|error| {
-            // The text of a panic may quote the webhook.
-            error!(panicked = error.is_panic(), "a webhook could not be taken");
-            status::error(
-                Code::LogUnavailable,
-                "the webhook could not be taken; send it again",
-            )
-        })??;
-        let response = self.response(outcome, begun.return_event);
-        let answer = begun
-            .span
-            .in_scope(|| self.telemetry.metrics.begin("answer"));
-        Ok(answer.of(response).await)
+        let Begun {
+            ingested,
+            return_event,
+            span,
+        } = begun;
+        let finish = async {
+            let outcome = ingested.await.map_err(|error| {
+                // The text of a panic may quote the webhook.
+                error!(panicked = error.is_panic(), "a webhook could not be taken");
+                status::error(
+                    Code::LogUnavailable,
+                    "the webhook could not be taken; send it again",
+                )
+            })??;
+            let answer = self.telemetry.metrics.begin("answer");
+            Ok(answer.of(self.response(outcome, return_event)).await)
+        };
+        finish.instrument(span).await
     }
 
     fn check_limits(&self, request: &IngestRequest) -> Result<(), Status> {

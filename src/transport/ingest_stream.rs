@@ -17,7 +17,7 @@ use futures_util::{
 use prost::Message;
 use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
-use tracing::{Span, info_span};
+use tracing::{Instrument, Span, info_span};
 
 use super::{
     INGEST_STREAM_BYTES, Shared,
@@ -85,7 +85,8 @@ impl IngestStream {
     /// The answers, in the order in which the webhooks are done.
     pub(super) fn responses(self) -> Responses<IngestStreamResponse> {
         Box::pin(stream::unfold(self, |mut stream| async move {
-            let response = stream.next().await?;
+            let span = stream.call.span().clone();
+            let response = stream.next().instrument(span).await?;
             Some((response, stream))
         }))
     }

@@ -82,9 +82,13 @@ impl Logging {
 
     /// Ingests an event that is part of a trace; returns its id.
     async fn ingest(&self, id: &str) -> String {
+        self.ingest_in(id, "00").await
+    }
+
+    async fn ingest_in(&self, id: &str, flags: &str) -> String {
         let mut client = VerdictServiceClient::new(connect(&self.url).await);
         let mut request = Request::new(gu1_request(gu1_body(id)));
-        let traceparent = format!("00-{TRACE}-b7ad6b7169203331-00");
+        let traceparent = format!("00-{TRACE}-b7ad6b7169203331-{flags}");
         let metadata = request.metadata_mut();
         metadata.insert("traceparent", traceparent.parse().unwrap());
         let answer = client.ingest(request).await.expect("a good webhook");
@@ -147,6 +151,27 @@ async fn a_line_for_people_names_its_trace_too() {
         .unwrap();
     assert_eq!(ids.len(), 16, "{line}");
     assert!(!line.contains('\u{1b}'), "no colors in a file: {line}");
+}
+
+#[tokio::test]
+async fn that_traces_cannot_be_sent_is_told_without_what_is_sent_along() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let place = Place::new();
+    fs::write(place.path("token"), "Bearer a-token-of-the-tests").unwrap();
+    place.configure(&format!(
+        "[telemetry]\nlog_levels = \"trace\"\n[telemetry.otlp]\nendpoint = \"http://{address}\"\ntimeout_seconds = 1\n\
+         headers = {{ authorization = {{ file = {:?} }} }}\n",
+        place.path("token")
+    ));
+    let logging = Logging::start(&place, "json").await;
+    logging.ingest_in("1", "01").await;
+    let line = logging.line("traces cannot be sent").await;
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["level"], "WARN");
+    assert!(line["spans.lost"].as_u64().unwrap() > 0, "{line}");
+    assert!(!logging.text().contains("a-token-of-the-tests"));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard},
     thread,
 };
@@ -48,7 +49,8 @@ pub(crate) struct Span {
     /// The traces and spans that it is linked to.
     pub(crate) links: Vec<(String, String)>,
     pub(crate) is_error: bool,
-    pub(crate) nanos: u64,
+    /// From when to when, in nanoseconds.
+    pub(crate) time: Range<u64>,
 }
 
 #[tonic::async_trait]
@@ -169,10 +171,7 @@ fn span(span: &wire::Span) -> Span {
             assert_eq!(status.message, "");
             status.code() == wire::status::StatusCode::Error
         }),
-        nanos: span
-            .end_time_unix_nano
-            .checked_sub(span.start_time_unix_nano)
-            .expect("it ends after it began"),
+        time: span.start_time_unix_nano..span.end_time_unix_nano,
     }
 }
 

@@ -9,8 +9,9 @@ use tonic::{Code, metadata::MetadataMap};
 use verdict::proto::{
     DeleteConsumerRequest, DiscardQuarantinedRequest, EraseSubjectRequest, GetDeliveryRequest,
     GetEventRequest, GetVerificationRequest, ListEventsRequest, ListSourcesRequest,
-    QuarantineFilter, RenormalizeRequest, SubscribeRequest, discard_quarantined_request as discard,
-    erase_subject_request::Subject, get_delivery_request as get,
+    QuarantineFilter, RenormalizeRequest, SetLogLevelsRequest, SubscribeRequest,
+    discard_quarantined_request as discard, erase_subject_request::Subject,
+    get_delivery_request as get,
 };
 
 use super::{House, bearer, by, caller, rpcs};
@@ -188,9 +189,18 @@ async fn every_rpc_of_operators_is_recorded_and_before_it_begins_if_it_may_chang
         "Renormalize",
         "DeleteConsumer",
         "EraseSubject",
+        "SetLogLevels",
     ];
     let changing = changing.map(|method| rpc("AdminService", method));
     assert_eq!(of(&|line| line["begins"] == true), changing.into());
+
+    // So that it is known who has silenced the log.
+    for levels in ["off", "", "person-1"] {
+        let request = SetLogLevelsRequest {
+            levels: Some(levels.to_owned()),
+        };
+        let _ = house.admin.clone().set_log_levels(by("all", request)).await;
+    }
 
     // A subject that is erased is named by its hash.
     let erase = EraseSubjectRequest {
@@ -215,6 +225,9 @@ async fn every_rpc_of_operators_is_recorded_and_before_it_begins_if_it_may_chang
     ));
     assert!(text.contains(&hash) && !text.contains("person-1"));
     assert!(text.contains("\"dry_run\":true"));
+    for levels in ["off", "as configured", "malformed"] {
+        assert!(text.contains(&format!("\"log_levels\":\"{levels}\"")));
+    }
     house.close().await;
 }
 

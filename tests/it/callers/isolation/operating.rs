@@ -9,9 +9,9 @@ use verdict::{
         DeleteConsumerRequest, DiscardQuarantinedRequest, EraseSubjectRequest, GetStatusRequest,
         IngestRequest, IngestStatus, IngestStreamRequest, ListQuarantinedRequest,
         ListSourcesRequest, QuarantineFilter, RedriveRequest, RenormalizeRequest,
-        discard_quarantined_request as discard, erase_subject_request::Subject,
-        ingest_stream_response::Result as Answered, redrive_request as redrive,
-        renormalize_response::Message as Renormalized,
+        SetLogLevelsRequest, discard_quarantined_request as discard,
+        erase_subject_request::Subject, ingest_stream_response::Result as Answered,
+        redrive_request as redrive, renormalize_response::Message as Renormalized,
     },
     provider::jwe,
 };
@@ -188,6 +188,13 @@ async fn operators_of_one_source_touch_no_other() {
     };
     assert_eq!(
         told(admin.delete_consumer(by("b", delete)).await).1,
+        "SCOPE_MISSING"
+    );
+    let silence = SetLogLevelsRequest {
+        levels: Some("off".to_owned()),
+    };
+    assert_eq!(
+        told(admin.set_log_levels(by("b", silence)).await).1,
         "SCOPE_MISSING"
     );
     let erase = EraseSubjectRequest {
