@@ -180,6 +180,7 @@ fn attributes(pairs: &[KeyValue]) -> BTreeMap<String, String> {
         let value = pair.value.as_ref().and_then(|value| value.value.clone());
         match value {
             Some(Value::StringValue(text)) => (pair.key.clone(), text),
+            Some(Value::IntValue(number)) => (pair.key.clone(), number.to_string()),
             other => panic!("{}: {other:?}", pair.key),
         }
     });

@@ -8,6 +8,10 @@ use std::{
 };
 
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tonic::{Code, Request, client::Grpc, codec::Streaming};
 use tonic_prost::ProstCodec;
 use verdict::{
@@ -22,7 +26,9 @@ use crate::{
     cli::{Place, Serving, run, verdict},
     otlp::{Receiver, Span},
     pki::Authority,
-    support::{connect, from_earliest, gu1_body, gu1_request, next_event, requests},
+    support::{
+        connect, fixture_source, from_earliest, gu1_body, gu1_request, next_event, requests, sign,
+    },
 };
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -151,6 +157,70 @@ async fn a_call_is_a_span_of_its_callers_trace_and_each_step_a_part_of_it() {
         ("deployment.environment.name", "test"),
     ]);
     assert!(receiver.resources().iter().all(|one| *one == resource));
+}
+
+/// Posts a webhook of Gu1 at the edge, with a trace that nobody is to believe.
+async fn post(serving: &Serving, path: &str, id: &str) -> String {
+    let webhook = sign(&fixture_source("gu1"), gu1_body(id));
+    let mut request = format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n");
+    request += &format!("content-length: {}\r\n", webhook.payload.len());
+    request += &format!("traceparent: 00-{TRACE}-{CALLER}-01\r\n");
+    for (name, value) in webhook.headers.iter() {
+        request += &format!("{name}: {value}\r\n");
+    }
+    let request = [request.as_bytes(), b"\r\n", &webhook.payload].concat();
+    let address = serving.webhook.as_deref().expect("it listens for webhooks");
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    connection.write_all(&request).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_posted_begins_a_trace_of_its_own() {
+    let receiver = Receiver::start();
+    let place = place(&receiver, "1.0");
+    place.listen_for_http();
+    let serving = place.serve();
+    let answer = post(&serving, "/webhooks/gu1", "1").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let answer = post(&serving, "/webhooks/somebody/else", "2").await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    let mut stream = serving.client().await.subscribe(from_earliest()).await;
+    let event = next_event(stream.as_mut().unwrap().get_mut()).await;
+    end(serving);
+
+    let spans = receiver.spans();
+    let call = only(&spans, "POST /webhooks/{provider}/{account}");
+    assert_eq!(call.kind, SpanKind::Server);
+    assert_ne!(call.trace_id, TRACE);
+    assert_eq!(call.parent_id, "");
+    let expected = attributes(&[
+        ("http.request.method", "POST"),
+        ("http.route", "/webhooks/{provider}/{account}"),
+        ("url.path", "/webhooks/gu1"),
+        ("http.response.status_code", "200"),
+        ("network.peer.address", "127.0.0.1"),
+        ("provider.name", "gu1"),
+        ("verdict.ingest.status", "accepted"),
+        ("event.id", &event.event_id),
+    ]);
+    assert_eq!(call.attributes, expected);
+    let steps = ["find_source", "verify", "normalize", "append"];
+    assert_eq!(parts(&spans, call), steps.into());
+    let of_event = format!("00-{}-{}-01", call.trace_id, call.span_id);
+    assert_eq!(event.trace.unwrap().traceparent, of_event);
+
+    // What the sender has made up is not told.
+    let unknown = only(&spans, "HTTP");
+    let expected = attributes(&[
+        ("http.request.method", "POST"),
+        ("http.response.status_code", "404"),
+        ("network.peer.address", "127.0.0.1"),
+    ]);
+    assert_eq!(unknown.attributes, expected);
+    assert!(!receiver.text().contains("somebody"));
 }
 
 #[tokio::test]

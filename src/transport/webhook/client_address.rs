@@ -4,7 +4,7 @@
 //! those who wrote it are trusted: the first address that is not that of a trusted proxy is the client's. What stands
 //! before it is the client's own tale.
 //!
-//! A parser of our own: the crates for `Forwarded` have rested since 2021, and read from the front; there is none for
+//! A parser of our own: the crates for `Forwarded` (forwarded-header-value, rfc7239) read from the front; there is none for
 //! `X-Forwarded-For`, for which there is no standard.
 
 use std::net::{IpAddr, SocketAddr};

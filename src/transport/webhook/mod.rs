@@ -6,6 +6,7 @@
 mod answer;
 mod body;
 mod client_address;
+mod observed;
 
 use std::{
     sync::Arc,
@@ -20,10 +21,12 @@ use axum::{
 };
 use http::{HeaderMap, Method, header, request::Parts};
 use tokio::time;
+use tracing::{Instrument, Span};
 
 use self::{
     answer::Refusal,
     body::{Coding, Memory},
+    observed::Observed,
 };
 use super::{Shared, listener::ConnectionInfo, now};
 use crate::{
@@ -31,7 +34,7 @@ use crate::{
     ingest::{IngestError, Received},
     provider::{Headers, RawWebhook},
     source::Source,
-    telemetry::metrics,
+    telemetry::traces,
 };
 
 /// How long before the end of a provider's patience it is answered at the latest.
@@ -71,19 +74,22 @@ async fn answer(State(edge): State<Edge>, request: Request) -> Response {
     let begun = Instant::now();
     let has_body = !request.body().is_end_stream();
     let source = edge.source(request.uri().path());
+    let observed = Observed::begin(&request, source, begun);
     let taken = match source {
-        Some(source) => edge.take(source, request, begun).await,
+        Some(source) => {
+            let taking = edge.take(source, request, begun);
+            taking.instrument(observed.span()).await
+        }
         None => Err(Refusal::NoSource),
     };
-    let provider = source.map(|source| source.provider);
     let response = match taken {
         Ok(()) => answer::received(),
-        Err(refusal) => answer::refused(refusal, provider.map(|p| p.posting()), has_body),
+        Err(refusal) => {
+            let posting = source.map(|source| source.provider.posting());
+            answer::refused(refusal, posting, has_body)
+        }
     };
-    let provider = provider.map_or(metrics::UNKNOWN, |provider| provider.name());
-    let status = response.status().as_u16();
-    let metrics = &edge.shared.telemetry.metrics;
-    metrics.webhook(provider, status, begun.elapsed(), None);
+    observed.answered(&response, &edge.shared.telemetry.metrics);
     response
 }
 
@@ -118,14 +124,16 @@ impl Edge {
         let source = Arc::clone(source);
         let answer_by = begun + source.provider.posting().patience.saturating_sub(MARGIN);
         // On a task of its own: a provider that hangs up neither stops what has begun nor keeps it from being counted.
-        let ingested = self.shared.ingests.spawn(async move {
+        let taking = async move {
             let _memory = memory;
             let webhook = RawWebhook { payload, headers };
             let (provider, account) = (source.provider.name(), &source.account);
+            let trace = traces::place(&Span::current());
             ingestor
-                .ingest(provider, account, webhook, Received::Now(now()), None)
+                .ingest(provider, account, webhook, Received::Now(now()), trace)
                 .await
-        });
+        };
+        let ingested = self.shared.ingests.spawn(taking.in_current_span());
         match time::timeout_at(answer_by.into(), ingested).await {
             Ok(Ok(Ok(_outcome))) => Ok(()),
             Ok(Ok(Err(error))) => Err(error.into()),
