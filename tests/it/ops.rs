@@ -16,8 +16,8 @@ use tonic_health::pb::{
 };
 use verdict::{
     config::ServerConfig,
-    log::{EventLog, Health},
-    proto::{IngestRequest, verdict_service_client::VerdictServiceClient},
+    log::{EventLog, Health, Position},
+    proto::{CommitCursorRequest, IngestRequest, verdict_service_client::VerdictServiceClient},
     telemetry::Telemetry,
     transport::{self, Access, Listeners, ServeError, Service},
 };
@@ -280,4 +280,23 @@ async fn the_end_of_a_certificate_is_told_and_follows_its_file() {
     let renewed = time::timeout(PATIENCE, renewed).await;
     renewed.expect("the new certificate in time");
     assert!(expiry().await > real_now().as_second() as u64);
+}
+
+#[tokio::test]
+async fn a_consumer_may_be_called_anything_and_is_one_series() {
+    const NAME: &str = r#"a"} 1 # {b="\ é"#;
+    let server = Operated::start(memory_log()).await;
+    let request = CommitCursorRequest {
+        consumer: NAME.to_owned(),
+        cursor: server.log.cursor(Position(0)).encode(),
+        ..Default::default()
+    };
+    server.client.clone().commit_cursor(request).await.unwrap();
+    let sample = r#"verdict_consumer_lag_events{consumer="a\"} 1 # {b=\"\\ é"} 0"#;
+    let accept = "accept: application/openmetrics-text\r\n";
+    for headers in ["", accept] {
+        let metrics = ask(server.ops, "GET", "/metrics", headers).await.body;
+        let samples = metrics.lines().filter(|line| line.contains("_lag_events{"));
+        assert_eq!(samples.collect::<Vec<_>>(), [sample]);
+    }
 }
