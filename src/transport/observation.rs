@@ -1,7 +1,11 @@
 //! What operators see of each call, whatever becomes of it: a span, by the semantic conventions of OpenTelemetry for RPC, and
 //! a measurement.
 
-use std::{collections::HashSet, sync::Arc, sync::LazyLock, thread};
+use std::{
+    collections::HashSet,
+    sync::{Arc, LazyLock},
+    thread,
+};
 
 use http::{Request, Response};
 use opentelemetry::trace::Status as SpanStatus;
