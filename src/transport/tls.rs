@@ -149,7 +149,7 @@ pub struct ServerTls {
 #[error("server.{section}: {error}")]
 pub struct SectionError {
     section: &'static str,
-    error: TlsError,
+    error: Box<TlsError>,
 }
 
 impl ServerTls {
@@ -157,7 +157,10 @@ impl ServerTls {
     pub fn load(config: &ServerConfig) -> Result<Self, SectionError> {
         let load = |section, tls: &Option<TlsConfig>, protocol| {
             let loaded = tls.clone().map(|tls| Tls::load(tls, protocol)).transpose();
-            let loaded = loaded.map_err(|error| SectionError { section, error })?;
+            let loaded = loaded.map_err(|error| SectionError {
+                section,
+                error: Box::new(error),
+            })?;
             Ok(loaded.map(Arc::new))
         };
         Ok(Self {
