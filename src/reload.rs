@@ -52,7 +52,7 @@ pub struct Files(Vec<(PathBuf, io::Result<Zeroizing<Vec<u8>>>)>);
 pub struct Fingerprint([u8; 32]);
 
 /// A path on one line, whatever it holds.
-fn shown(path: &Path) -> String {
+pub(crate) fn shown(path: &Path) -> String {
     path.display().to_string().escape_debug().to_string()
 }
 

@@ -1,13 +1,22 @@
 //! What operators are told, as it is written in the configuration: logs, and where traces are sent.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use http::{HeaderName, Uri};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::Variables;
-use crate::telemetry::logs::{Levels, LevelsError};
+use crate::{
+    reload::shown,
+    telemetry::logs::{Levels, LevelsError},
+};
 
 /// Logs and traces. See `config.default.toml` for what each is for.
 #[derive(Debug, Deserialize)]
@@ -118,7 +127,7 @@ pub enum OtlpError {
     #[error("endpoint must be http://host:port or https://host:port, and is {0:?}")]
     Endpoint(String),
     /// The certificates cannot be read.
-    #[error("ca_file: {}: {error}", path.display())]
+    #[error("ca_file: {}: {error}", shown(path))]
     CaFile {
         /// The file.
         path: PathBuf,
@@ -176,7 +185,7 @@ impl OtlpConfig {
             return Err(OtlpError::Timeout);
         }
         let read =
-            |path: PathBuf| fs::read(&path).map_err(|error| OtlpError::CaFile { path, error });
+            |path: PathBuf| certificates(&path).map_err(|error| OtlpError::CaFile { path, error });
         let headers = self.headers.into_iter().map(|(name, place)| {
             let parsed = HeaderName::try_from(name.as_str());
             let parsed = parsed.map_err(|_| OtlpError::HeaderName(name.clone()))?;
@@ -195,6 +204,16 @@ impl OtlpConfig {
     }
 }
 
+/// What is in a file of certificates, of which there must be one.
+fn certificates(path: &Path) -> io::Result<Vec<u8>> {
+    let pem = fs::read(path)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(pem),
+        _ => Err(io::Error::other("it holds no certificate in PEM")),
+    }
+}
+
 impl ValuePlace {
     fn read(self, variables: &Variables) -> Result<SecretString, String> {
         let text = match (self.env, self.file) {
@@ -203,7 +222,7 @@ impl ValuePlace {
                 None => return Err(format!("the environment variable {variable:?} is not set")),
             },
             (None, Some(path)) => {
-                fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?
+                fs::read_to_string(&path).map_err(|error| format!("{}: {error}", shown(&path)))?
             }
             _ => return Err("name either env or file".to_owned()),
         };

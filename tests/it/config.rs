@@ -59,6 +59,15 @@ fn what_is_quoted_neither_breaks_the_line_nor_commands_a_terminal() {
         format!("{GU1}environment = \"{ESCAPES}\""),
         GU1.replace("GU1_SECRET", ESCAPES),
         GU1.replace("env = \"GU1_SECRET\"", &format!("file = \"{ESCAPES}\"")),
+        format!("{GU1}[telemetry]\nlog_levels = \"{ESCAPES}\""),
+        format!("{GU1}[telemetry.otlp]\nendpoint = \"{ESCAPES}\""),
+        format!("{GU1}[telemetry.otlp]\nendpoint = \"https://c\"\nca_file = \"{ESCAPES}\""),
+        format!(
+            "{GU1}[telemetry.otlp]\nendpoint = \"https://c\"\nheaders = {{ a = {{ file = \"{ESCAPES}\" }} }}"
+        ),
+        format!(
+            "{GU1}[telemetry.otlp]\nendpoint = \"https://c\"\nheaders = {{ \"{ESCAPES}\" = {{ env = \"A\" }} }}"
+        ),
     ];
     for case in cases {
         let refused = refusal(&case, &Variables::new());
@@ -116,6 +125,10 @@ fn what_is_wrong_is_said_in_one_line() {
         (
             &format!("{GU1}[telemetry.otlp]\nendpoint = \"http://c\"\nca_file = \"a\""),
             "ca_file does nothing",
+        ),
+        (
+            &format!("{GU1}[telemetry.otlp]\nendpoint = \"https://c\"\nca_file = \"Cargo.toml\""),
+            "ca_file: Cargo.toml: it holds no certificate in PEM",
         ),
         (
             &format!("{GU1}[telemetry.otlp]\nendpoint = \"http://c\"\nsample_ratio = 2"),

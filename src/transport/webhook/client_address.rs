@@ -71,8 +71,13 @@ fn forwarded_for(line: &str) -> Option<Vec<String>> {
     let mut rest = line;
     loop {
         let (name, behind) = rest.split_once('=')?;
+        let name = name.trim_start();
         let (value, behind) = value(behind)?;
-        if name.trim().eq_ignore_ascii_case("for") && node.replace(value).is_some() {
+        // Else a client could hide the comma behind which its proxy speaks.
+        if !is_token(name) {
+            return None;
+        }
+        if name.eq_ignore_ascii_case("for") && node.replace(value).is_some() {
             return None;
         }
         let behind = behind.trim_start();
@@ -89,6 +94,12 @@ fn forwarded_for(line: &str) -> Option<Vec<String>> {
             Some(_) => return None,
         };
     }
+}
+
+/// Whether a text can be the name of a parameter. See <https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2>.
+fn is_token(text: &str) -> bool {
+    let is_in = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(is_in)
 }
 
 /// The value of a parameter, quoted or not, and what stands behind it.
@@ -252,6 +263,12 @@ mod tests {
             (&["for=192.0.2.1;by=\"\\, for=203.0.113.7"], None),
             (&["for=192.0.2.1;by=\", for=\"[2001:db8::7]\""], None),
             (&["for=192.0.2.1;by=x\", for=\"203.0.113.7\""], None),
+            // Nor is one that leaves a parameter open.
+            (&["for=192.0.2.1;, for=203.0.113.7"], None),
+            (&["for=192.0.2.1; , for=203.0.113.7"], None),
+            (&["for=192.0.2.1;x, for=203.0.113.7"], None),
+            (&["for=192.0.2.1;by, for=203.0.113.7;proto=https"], None),
+            (&["for=192.0.2.1;=, for=203.0.113.7"], None),
             // What a proxy says and nobody can read.
             (&["for=unknown"], None),
             (&["for=_hidden"], None),
