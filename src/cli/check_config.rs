@@ -23,6 +23,26 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
             source.keys().secrets.len()
         );
     }
+    let server = &loaded.server;
+    anstream::println!("gRPC on {}", server.grpc_listen);
+    for (what, listen) in [
+        ("webhooks", server.webhook_listen),
+        ("metrics and probes", server.ops_listen),
+    ] {
+        match listen {
+            Some(address) => anstream::println!("{what} on {address}"),
+            None => anstream::println!("{what} nowhere"),
+        }
+    }
+    for (key, is_set) in [
+        ("insecure", server.insecure),
+        ("webhook_insecure", server.webhook_insecure),
+        ("ops_insecure", server.ops_insecure),
+    ] {
+        if is_set {
+            anstream::println!("server.{key} is set, which is warned about at every start");
+        }
+    }
     for name in loaded.callers.names() {
         anstream::println!("caller {name}");
     }

@@ -6,14 +6,16 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{Level, field};
 
 use super::{CliError, ConfigArg, output};
 use crate::{
     audit::Audit,
     config::ServerConfig,
-    log::Position,
+    log::{Health, Position},
     telemetry::Telemetry,
     transport::{self, Access, Listeners, Service, tls::ServerTls},
 };
@@ -44,11 +46,13 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
     // Dropped when all is over, however that comes: the last traces are sent then.
     let (telemetry, _exporter) = Telemetry::start(&loaded.telemetry)
         .map_err(|error| CliError::Usage(format!("configuration: {error}")))?;
-    raise_open_files(loaded.server.max_connections);
-    let stop = stop_signal(time_to_stop(&loaded.server)).map_err(CliError::failed)?;
+    raise_open_files(transport::max_open_files(&loaded.server));
+    let time_to_stop = time_to_stop(&loaded.server);
+    let stop = stop_signal(time_to_stop).map_err(CliError::failed)?;
 
     let path = loaded.log.path.clone();
     let log = transport::open_log(&loaded.log).map_err(|error| CliError::file(&path, error))?;
+    tokio::spawn(stop_with(log.health(), time_to_stop));
     let address = loaded.server.grpc_listen;
     let listeners = Listeners {
         grpc: bind("grpc_listen", address).await?,
@@ -104,7 +108,7 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         access,
         telemetry,
     };
-    transport::run(service, listeners, stop)
+    transport::run(service, listeners, stop.cancelled_owned())
         .await
         .map_err(CliError::failed)?;
     tracing::info!("stopped");
@@ -122,20 +126,21 @@ async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
 
 /// Takes all file descriptors that the system allows: connections, and the files of the log, need more than the 1,024 that
 /// are usual. Whoever opens connections must not keep the log from opening files.
-fn raise_open_files(max_connections: usize) {
-    // Connections that are being opened, and the log.
-    const OTHERS: u64 = 2048;
+fn raise_open_files(of_connections: usize) {
+    // The log, and what else a process has open.
+    const OTHERS: u64 = 1024;
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
-    let needed = max_connections as u64 + OTHERS;
+    let needed = of_connections as u64 + OTHERS;
     if let Some(allowed) = limit.maximum.filter(|allowed| *allowed < needed) {
         tracing::warn!(
             allowed,
             needed,
-            "too few files may be open for server.max_connections; raise the limit (ulimit -n, LimitNOFILE) or lower that"
+            "too few files may be open for the connections that may be (server.max_connections, webhook_max_connections); raise \
+             the limit (ulimit -n, LimitNOFILE) or lower these"
         );
     }
 }
@@ -146,9 +151,9 @@ fn time_to_stop(config: &ServerConfig) -> Duration {
     Duration::from_secs(config.drain_delay_seconds + config.shutdown_grace_seconds) + CLOSING
 }
 
-/// Resolves on SIGTERM or SIGINT. A second one ends the process at once, and so does a shutdown that takes too long: a disk
-/// that does not answer must not keep it. Nothing that was acknowledged is lost by that, as in a power cut.
-fn stop_signal(time_to_stop: Duration) -> io::Result<impl Future<Output = ()>> {
+/// Cancelled by SIGTERM or SIGINT, whatever else goes on. A second one ends the process at once, and so does a stop that takes
+/// too long: a disk that does not answer must not keep it. Nothing that was acknowledged is lost by that, as in a power cut.
+fn stop_signal(time_to_stop: Duration) -> io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut signal = async move || {
@@ -157,17 +162,32 @@ fn stop_signal(time_to_stop: Duration) -> io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     };
-    Ok(async move {
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
         signal().await;
-        thread::spawn(move || {
-            thread::sleep(time_to_stop);
-            end_now("stopping takes too long");
-        });
-        tokio::spawn(async move {
-            signal().await;
-            end_now("told to stop twice");
-        });
-    })
+        stopping.cancel();
+        end_in(time_to_stop);
+        signal().await;
+        end_now("told to stop twice");
+    });
+    Ok(stop)
+}
+
+/// A log that has failed for good stops the server too, and that must not take longer either.
+async fn stop_with(mut log: watch::Receiver<Health>, time_to_stop: Duration) {
+    let failed = log.wait_for(|health| matches!(health, Health::Failed(_)));
+    if failed.await.is_ok() {
+        end_in(time_to_stop);
+    }
+}
+
+/// Ends the process in this time, if it has not ended before. A thread does it, because nothing else can be relied on.
+fn end_in(time: Duration) {
+    thread::spawn(move || {
+        thread::sleep(time);
+        end_now("stopping takes too long");
+    });
 }
 
 /// Ends the process as it is.

@@ -3,6 +3,7 @@
 
 mod callers;
 mod issuers;
+mod network;
 mod server;
 mod source;
 mod telemetry;

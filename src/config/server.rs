@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 
-use super::tls::{ClientCertificates, TlsConfig};
+use super::{
+    network,
+    tls::{ClientCertificates, TlsConfig},
+};
 
 /// The listeners and their limits. See `config.default.toml` for what each is for.
 #[derive(Debug, Deserialize)]
@@ -24,6 +27,7 @@ pub struct ServerConfig {
     pub webhook_tls: Option<TlsConfig>,
     pub webhook_max_connections: usize,
     pub webhook_read_timeout_seconds: u64,
+    #[serde(deserialize_with = "networks")]
     pub webhook_trusted_proxies: Vec<IpNet>,
     pub webhook_forwarded_header: ForwardedHeader,
     #[serde(deserialize_with = "address_or_none")]
@@ -110,9 +114,12 @@ pub enum ServerError {
     /// A depth that JSON cannot be read to.
     #[error("server.max_json_depth must be at most {MAX_JSON_DEPTH}")]
     JsonDepth,
-    /// A stop that would take for ever.
-    #[error("server.{0} must be at most {MAX_STOP_SECONDS}")]
-    StopTooLong(&'static str),
+    /// More than makes sense, and than all places that have to do with it could bear.
+    #[error("server.{0} must be at most {1}")]
+    TooMuch(&'static str, u64),
+    /// Two listeners at one place.
+    #[error("server.{0} and server.{1} are the same address")]
+    SameAddress(&'static str, &'static str),
 }
 
 impl ServerConfig {
@@ -239,14 +246,39 @@ impl ServerConfig {
         if let Some((name, _)) = at_once.iter().find(|(_, limit)| *limit > MAX_AT_ONCE) {
             return Err(ServerError::TooMany(name));
         }
-        let stop = [
-            ("drain_delay_seconds", self.drain_delay_seconds),
-            ("shutdown_grace_seconds", self.shutdown_grace_seconds),
+        let most = [
+            ("max_payload_bytes", self.max_payload_bytes as u64, 32 << 20),
+            ("max_header_bytes", self.max_header_bytes as u64, 1 << 20),
+            (
+                "webhook_read_timeout_seconds",
+                self.webhook_read_timeout_seconds,
+                3600,
+            ),
+            ("drain_delay_seconds", self.drain_delay_seconds, 3600),
+            ("shutdown_grace_seconds", self.shutdown_grace_seconds, 3600),
         ];
-        match stop.iter().find(|(_, seconds)| *seconds > MAX_STOP_SECONDS) {
-            Some((name, _)) => Err(ServerError::StopTooLong(name)),
-            None => Ok(()),
+        if let Some((name, _, most)) = most.iter().find(|(_, limit, most)| limit > most) {
+            return Err(ServerError::TooMuch(name, *most));
         }
+        self.check_addresses()
+    }
+
+    /// Each listener needs a place of its own; port 0 is another one each time.
+    fn check_addresses(&self) -> Result<(), ServerError> {
+        let listeners = [
+            ("grpc_listen", Some(self.grpc_listen)),
+            ("webhook_listen", self.webhook_listen),
+            ("ops_listen", self.ops_listen),
+        ];
+        for (index, (name, address)) in listeners.iter().enumerate() {
+            let address = address.filter(|address| address.port() != 0);
+            let before = listeners[..index].iter();
+            let mut same = before.filter(|(_, other)| address.is_some() && *other == address);
+            if let Some((other, _)) = same.next() {
+                return Err(ServerError::SameAddress(other, name));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -259,9 +291,6 @@ const MAX_JSON_DEPTH: usize = 127;
 /// The most calls, subscriptions or connections that a server can be told to serve at once.
 const MAX_AT_ONCE: usize = 1 << 20;
 
-/// The longest that the parts of a shutdown can be told to take.
-const MAX_STOP_SECONDS: u64 = 3600;
-
 /// An address, or nothing for an empty text.
 fn address_or_none<'de, D: Deserializer<'de>>(written: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(written)?;
@@ -273,6 +302,15 @@ fn address_or_none<'de, D: Deserializer<'de>>(written: D) -> Result<Option<Socke
             ))
         }),
     }
+}
+
+fn networks<'de, D: Deserializer<'de>>(written: D) -> Result<Vec<IpNet>, D::Error> {
+    let written = Vec::<String>::deserialize(written)?;
+    let network = |text: &String| {
+        let network = network::parse(text);
+        network.ok_or_else(|| de::Error::custom(format!("{text:?} is {}", network::EXPECTED)))
+    };
+    written.iter().map(network).collect()
 }
 
 #[cfg(test)]

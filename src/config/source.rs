@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     path::PathBuf,
     time::Duration,
 };
@@ -11,7 +10,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::Variables;
+use super::{Variables, network};
 use crate::{
     keyring::{Keyring, KeyringError, Origin, Place},
     proto::Environment,
@@ -100,9 +99,7 @@ pub enum SourceError {
         known: String,
     },
     /// Not a place that webhooks could be posted from.
-    #[error(
-        "allowed_ips: {0:?} is neither an address nor a network like 203.0.113.0/24 or 2001:db8::/32"
-    )]
+    #[error("allowed_ips: {0:?} is {EXPECTED}", EXPECTED = network::EXPECTED)]
     AllowedIp(String),
     /// A switch that the provider does not have.
     #[error("unknown option {0:?}")]
@@ -197,17 +194,10 @@ pub(super) fn is_account(account: &str) -> bool {
     (1..=64).contains(&account.len()) && account.bytes().all(in_account)
 }
 
-/// Networks and single addresses. Those of IPv4 must be written as such, because they are compared as such.
+/// Networks and single addresses.
 fn networks(written: &[String]) -> Result<Vec<IpNet>, SourceError> {
-    let network = |text: &String| {
-        let network = text
-            .parse()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-        let network = network
-            .ok()
-            .filter(|network| network.addr().to_canonical() == network.addr());
-        network.ok_or_else(|| SourceError::AllowedIp(text.clone()))
-    };
+    let network =
+        |text: &String| network::parse(text).ok_or_else(|| SourceError::AllowedIp(text.clone()));
     written.iter().map(network).collect()
 }
 

@@ -19,15 +19,19 @@ const SERVICES: [&str; 3] = [
     AdminServiceServer::<Admin>::NAME,
 ];
 
-/// Whether the server is to be sent calls and webhooks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    /// It is.
-    Ready,
-    /// The log cannot write.
-    LogUnwritable,
-    /// It is about to stop.
-    Draining,
+/// What tells whether the server is to be sent calls and webhooks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct State {
+    /// Whether the log can write.
+    pub(super) log_writable: bool,
+    /// Whether the server is about to stop.
+    pub(super) draining: bool,
+}
+
+impl State {
+    pub(super) fn is_ready(self) -> bool {
+        self.log_writable && !self.draining
+    }
 }
 
 /// Tells how the server is, to all who may ask: nobody is told something else than the others.
@@ -44,9 +48,12 @@ impl Health {
     pub(super) async fn new(reporter: HealthReporter) -> Self {
         let health = Self {
             reporter,
-            state: watch::Sender::new(State::Ready),
+            state: watch::Sender::new(State {
+                log_writable: true,
+                draining: false,
+            }),
         };
-        health.tell(State::Ready).await;
+        health.tell(|_| ()).await;
         health
     }
 
@@ -55,12 +62,12 @@ impl Health {
         self.state.subscribe()
     }
 
-    async fn tell(&self, state: State) {
-        let status = match state {
-            State::Ready => ServingStatus::Serving,
-            State::LogUnwritable | State::Draining => ServingStatus::NotServing,
+    async fn tell(&self, change: impl FnOnce(&mut State)) {
+        self.state.send_modify(change);
+        let status = match self.state.borrow().is_ready() {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
         };
-        self.state.send_replace(state);
         for service in SERVICES {
             self.reporter.set_service_status(service, status).await;
         }
@@ -68,7 +75,7 @@ impl Health {
 
     /// Tells that the server is about to stop. Calls are still served.
     pub(super) async fn drain(&self) {
-        self.tell(State::Draining).await;
+        self.tell(|state| state.draining = true).await;
     }
 
     /// Ends the watches, which would hold up the shutdown. Who watches is still given the last status, and then the end.
@@ -82,23 +89,15 @@ impl Health {
     pub(super) async fn follow(&self, mut log: watch::Receiver<log::Health>) -> String {
         loop {
             let now = log.borrow_and_update().clone();
-            match now {
-                log::Health::Well => self.tell(State::Ready).await,
-                log::Health::Unwritable(_) => self.tell(State::LogUnwritable).await,
+            let log_writable = match now {
+                log::Health::Well => true,
+                log::Health::Unwritable(_) => false,
                 log::Health::Failed(why) => return why,
-            }
+            };
+            self.tell(|state| state.log_writable = log_writable).await;
             if log.changed().await.is_err() {
                 return AppendError::Closed.to_string();
             }
         }
-    }
-}
-
-/// Returns when the log has failed for good, with why.
-pub(super) async fn log_failure(mut log: watch::Receiver<log::Health>) -> String {
-    let failed = log.wait_for(|health| matches!(health, log::Health::Failed(_)));
-    match failed.await.as_deref() {
-        Ok(log::Health::Failed(why)) => why.clone(),
-        _ => AppendError::Closed.to_string(),
     }
 }

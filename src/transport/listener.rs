@@ -61,7 +61,7 @@ pub const HTTP1: Protocol = Protocol {
 };
 
 /// How many connections may be opening at once.
-const MAX_OPENING: usize = 1024;
+pub(super) const MAX_OPENING: usize = 1024;
 
 /// How long nothing is accepted after the system could not give us a connection, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

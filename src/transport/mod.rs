@@ -70,7 +70,7 @@ use self::{
     auditing::Auditor,
     authorization::{Authorization, Gate},
     health::Health,
-    listener::{ConnectionInfo, HTTP1, HTTP2, Limits, Listener},
+    listener::{ConnectionInfo, HTTP1, HTTP2, Limits, Listener, MAX_OPENING},
     open::{MAX_HEALTH_REQUEST_BYTES, MAX_REFLECTION_REQUEST_BYTES, Open, Places},
     tls::{SectionError, ServerTls, Tls},
 };
@@ -114,6 +114,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// How many bytes of webhooks all `IngestStream`s together may take at once. Each stream may hold one more request, which
 /// waits for its turn.
 const INGEST_STREAM_BYTES: usize = 64 << 20;
+
+/// How many connections there may be to what operators ask. Some are enough for them, but whoever can connect can open more,
+/// and a probe must find a place all the same.
+const MAX_OPS_CONNECTIONS: usize = 1024;
 
 /// What all services share.
 #[derive(Clone)]
@@ -316,7 +320,7 @@ async fn drain(
         None if delay.is_zero() => None,
         None => tokio::select! {
             () = time::sleep(delay) => None,
-            why = health::log_failure(log) => Some(why),
+            why = health.follow(log) => Some(why),
         },
     };
     health.end().await;
@@ -424,7 +428,7 @@ impl Shared {
         tls: &ServerTls,
         readiness: health::Readiness,
     ) -> impl Future<Output = ()> + use<> {
-        let room = Room::new("connections are open", 64);
+        let room = Room::new("connections are open", MAX_OPS_CONNECTIONS);
         let router = ops::router(self, tls, readiness);
         let tls = tls.ops.clone();
         self.serve_http(listener, tls, &room, router, CancellationToken::new())
@@ -458,6 +462,19 @@ impl Shared {
             }
         }
     }
+}
+
+/// How many file descriptors connections may need at once: those that are open and those that are being opened.
+pub fn max_open_files(config: &ServerConfig) -> usize {
+    let listeners = [
+        Some(config.max_connections),
+        config
+            .webhook_listen
+            .map(|_| config.webhook_max_connections),
+        config.ops_listen.map(|_| MAX_OPS_CONNECTIONS),
+    ];
+    let connections = listeners.into_iter().flatten();
+    connections.map(|open| open + MAX_OPENING).sum()
 }
 
 fn connection_limits(config: &ServerConfig, callers: &Callers) -> Limits {

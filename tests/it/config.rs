@@ -111,6 +111,22 @@ fn what_is_wrong_is_said_in_one_line() {
             "webhook_trusted_proxies",
         ),
         (
+            "[server]\nwebhook_trusted_proxies = [\"::ffff:10.0.0.0/104\"]",
+            "is neither an address nor a network",
+        ),
+        (
+            &format!("[server]\nwebhook_listen = \"127.0.0.1:50051\"\n{GU1}"),
+            "server.grpc_listen and server.webhook_listen are the same address",
+        ),
+        (
+            &format!("[server]\nwebhook_read_timeout_seconds = 9223372036854775807\n{GU1}"),
+            "server.webhook_read_timeout_seconds must be at most 3600",
+        ),
+        (
+            &format!("[server]\nmax_header_bytes = 9223372036854775807\n{GU1}"),
+            "server.max_header_bytes must be at most 1048576",
+        ),
+        (
             "[server]\nwebhook_forwarded_header = \"via\"",
             "webhook_forwarded_header",
         ),

@@ -1,10 +1,14 @@
 //! How the server stops: it says so first, and whatever its clients do, it ends in time.
 
 use std::{
-    process::ExitStatus,
+    process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    process::{Pid, Signal, kill_process},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -29,7 +33,7 @@ use verdict::{
 };
 
 use crate::{
-    cli::{Place, Serving},
+    cli::{Place, Serving, verdict},
     support::{
         PATIENCE, Server, from_earliest, gu1_body, gu1_request, memory_log, next, next_event,
         reason, requests, server_config,
@@ -203,6 +207,35 @@ async fn without_clients_the_process_ends_at_once() {
     let (status, took) = end(place.serve(), "-TERM").await;
     assert!(status.success(), "{status}");
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_start_that_hangs_can_be_ended() {
+    let place = Place::new();
+    let pipe = place.path("audit");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    place.configure(&format!("[audit]\npath = {pipe:?}\n"));
+    let mut process = verdict()
+        .args(["serve", "--config"])
+        .arg(place.path("verdict.toml"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Its log is open, and it waits for somebody to read the pipe.
+    let is_open = async {
+        while !place.path("log/index").exists() {
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    time::timeout(PATIENCE, is_open).await.expect("it starts");
+    let pid = Pid::from_child(&process);
+    kill_process(pid, Signal::TERM).unwrap();
+    time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(process.try_wait().unwrap(), None, "it has not hung");
+    kill_process(pid, Signal::TERM).unwrap();
+    let ended = task::spawn_blocking(move || process.wait().unwrap());
+    let status = time::timeout(PATIENCE, ended).await.expect("it ends");
+    assert_eq!(status.unwrap().code(), Some(1));
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use crate::{
     transport::{
         Shared,
         admission::Rooms,
-        health::{self, Readiness},
+        health::Readiness,
         tls::{ServerTls, Tls},
     },
 };
@@ -70,7 +70,7 @@ impl Collector for Lookup {
                 "ready",
                 "Whether the server is to be sent calls and webhooks: 1 or 0.",
             ),
-            flag(*self.readiness.borrow() == health::State::Ready),
+            flag(self.readiness.borrow().is_ready()),
         )?;
         self.outcomes(&mut figures)?;
         self.secrets(&mut figures)?;

@@ -31,7 +31,7 @@ pub(super) fn router(shared: &Shared, tls: &ServerTls, readiness: Readiness) -> 
         turn: Arc::new(Semaphore::new(1)),
     };
     let sources = shared.ingestor.sources().len();
-    let readyz = get(async move || ready(&readiness.borrow(), sources));
+    let readyz = get(async move || ready(*readiness.borrow(), sources));
     let metrics = get(metrics).with_state(scrapes);
     Router::new()
         .route("/metrics", metrics)
@@ -86,18 +86,18 @@ async fn metrics(State(scrapes): State<Scrapes>, headers: HeaderMap) -> impl Int
 }
 
 /// Whether the server is to be sent calls and webhooks, check by check. gRPC health says the same.
-fn ready(state: &health::State, sources: usize) -> Answer {
-    let log = match state {
-        health::State::LogUnwritable => "NOT READY: it cannot be written",
-        health::State::Ready | health::State::Draining => "ok",
+fn ready(state: health::State, sources: usize) -> Answer {
+    let log = match state.log_writable {
+        true => "ok",
+        false => "NOT READY: it cannot be written",
     };
-    let draining = match state {
-        health::State::Draining => "NOT READY: the server is about to stop",
-        health::State::Ready | health::State::LogUnwritable => "no",
+    let draining = match state.draining {
+        true => "NOT READY: the server is about to stop",
+        false => "no",
     };
-    let status = match state {
-        health::State::Ready => StatusCode::OK,
-        health::State::LogUnwritable | health::State::Draining => StatusCode::SERVICE_UNAVAILABLE,
+    let status = match state.is_ready() {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
     };
     plain(
         status,
