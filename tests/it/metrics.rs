@@ -482,7 +482,7 @@ fn each_alert_has_a_section_that_says_what_to_do() {
         let text = sections.remove(alert);
         let text = text.unwrap_or_else(|| panic!("{alert} has no section"));
         assert!(text.trim().len() > 80, "{alert}");
-        let runbook = format!("runbook_url: docs/operations.md#{}\n", alert.to_lowercase());
+        let runbook = format!("runbook: docs/operations.md#{}\n", alert.to_lowercase());
         assert!(rule.contains(&runbook), "{alert}");
         for key in ["severity: ", "summary: ", "description: "] {
             assert!(rule.contains(key), "{alert} has no {key}");
