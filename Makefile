@@ -59,7 +59,7 @@ proto-lint:
 rules: export PATH := .tools/prometheus/usr/bin:$(PATH)
 rules:
 	promtool check rules helm/verdict/rules/verdict.yaml
-	promtool test rules helm/verdict/rules/verdict_test.yaml
+	promtool test rules helm/verdict/rules/verdict_test.yaml helm/verdict/rules/weeks_test.yaml
 
 # Writes the Grafana dashboard of the chart anew, after a change of scripts/dashboard.
 dashboard:
