@@ -395,3 +395,23 @@ fn the_readme_says_of_each_provider_how_it_posts() {
         assert_eq!(posting.again_after_4xx, again_after_4xx, "{row}");
     }
 }
+#[tokio::test]
+async fn who_half_closes_after_a_request_hears_the_answer() {
+    let edge = Edge::start().await;
+    let webhook = post(
+        "/webhooks/gu1",
+        &sign(&fixture_source("gu1"), gu1_body("1")),
+    );
+    let mut wire = edge.connect().await;
+    wire.write(&webhook).await;
+    wire.shut_down().await;
+    assert_eq!(wire.answer().await.status, 200);
+    assert_eq!(wire.rest().await, "");
+    // What was not said to the end is not waited for.
+    let mut wire = edge.connect().await;
+    wire.write(&webhook[..webhook.len() - 1]).await;
+    wire.shut_down().await;
+    assert_eq!(wire.answer().await.status, 400);
+    edge.stop().await;
+}
+

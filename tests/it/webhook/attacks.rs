@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 use verdict::config::ServerConfig;
 
 use super::edge::{Edge, post, request};
@@ -24,7 +24,7 @@ fn is_the_timeout(took: Duration) -> bool {
 }
 
 #[tokio::test]
-async fn who_sends_headers_slowly_or_says_nothing_more_is_closed() {
+async fn who_sends_headers_slowly_is_closed() {
     let edge = impatient().await;
     let webhook = post(
         "/webhooks/gu1",
@@ -41,13 +41,13 @@ async fn who_sends_headers_slowly_or_says_nothing_more_is_closed() {
         wire.rest().await;
         assert!(is_the_timeout(begun.elapsed()), "{:?}", begun.elapsed());
     }
-    // A connection that was of use and is idle now.
+    // A connection that was of use may be idle for longer: a proxy keeps it for the next request.
     let mut wire = edge.connect().await;
     wire.write(&webhook).await;
     assert_eq!(wire.answer().await.status, 200);
-    let begun = Instant::now();
-    wire.rest().await;
-    assert!(is_the_timeout(begun.elapsed()), "{:?}", begun.elapsed());
+    time::sleep(Duration::from_secs(2)).await;
+    wire.write(&webhook).await;
+    assert_eq!(wire.answer().await.status, 200);
     // Another request is given all of its time, and the end comes all the same.
     let mut wire = edge.connect().await;
     wire.write(&webhook).await;

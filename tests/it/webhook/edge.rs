@@ -257,6 +257,11 @@ impl Wire {
         String::from_utf8_lossy(&self.unread).into_owned()
     }
 
+    /// Says that nothing more will be sent.
+    pub(super) async fn shut_down(&mut self) {
+        self.stream.shutdown().await.expect("it is open");
+    }
+
     /// Whether something came.
     async fn read(&mut self) -> bool {
         let read = time::timeout(PATIENCE, self.stream.read_buf(&mut self.unread)).await;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use verdict::source::Source;
+use verdict::{config::ServerConfig, source::Source};
 
 use super::{
     answers::{samples, sources},
@@ -152,4 +152,23 @@ async fn at_the_end_what_was_begun_is_answered_and_nothing_new_is_taken() {
     let stopped = Instant::now();
     edge.stop().await;
     assert!(stopped.elapsed() < Duration::from_secs(15));
+}
+
+#[tokio::test]
+async fn a_request_that_was_never_made_holds_up_no_stop() {
+    let edge = Edge::start_with(ServerConfig {
+        webhook_read_timeout_seconds: 600,
+        shutdown_grace_seconds: 600,
+        ..server_config()
+    })
+    .await;
+    let mut half = edge.connect().await;
+    half.write(b"POST /webhooks/gu1 HTTP/1.1\r\nHo").await;
+    // The server has read that.
+    assert_eq!(
+        edge.send(b"GET / HTTP/1.1\r\nHost: e\r\n\r\n").await.status,
+        404
+    );
+    edge.stop().await;
+    assert_eq!(half.rest().await, "");
 }
