@@ -25,7 +25,7 @@ use super::{
     Shared,
     answer::{Answer, Held},
     listener::ConnectionInfo,
-    status,
+    status, webhook,
 };
 use crate::{
     allowance::Allowance,
@@ -120,6 +120,8 @@ impl Room {
 pub(super) struct Rooms {
     pub(super) connections: Room,
     pub(super) webhook_connections: Room,
+    /// What the webhooks at the edge take: its places are bytes.
+    pub(super) webhook_memory: Room,
     calls: Room,
     pub(super) subscriptions: Room,
     pub(super) ingest_streams: Room,
@@ -130,13 +132,17 @@ impl Rooms {
         Self {
             connections: Room::new("connections are open", config.max_connections),
             webhook_connections: Room::new("connections are open", config.webhook_max_connections),
+            webhook_memory: Room::new(
+                "bytes of webhooks are being received",
+                webhook::memory_bytes(config.max_payload_bytes),
+            ),
             calls: Room::new("calls are being served", config.max_concurrent_calls),
             subscriptions: Room::new("subscriptions are open", config.max_subscriptions),
             ingest_streams: Room::new("ingest streams are open", config.max_ingest_streams),
         }
     }
 
-    /// All of them, by what they are places for.
+    /// Those whose places are not bytes, by what they are places for.
     pub(super) fn all(&self) -> [(&'static str, &Room); 5] {
         [
             ("connections", &self.connections),

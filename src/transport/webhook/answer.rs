@@ -33,6 +33,9 @@ pub(super) enum Refusal {
     Overloaded,
     #[error("the event could not be stored; post the webhook again")]
     NotStored,
+    /// A bug of ours.
+    #[error("the webhook could not be taken; post it again")]
+    Failed,
     #[error("the server is shutting down; post the webhook again")]
     Draining,
 }
@@ -50,7 +53,7 @@ impl Refusal {
             Self::PayloadTooLarge => Code::PayloadTooLarge,
             Self::NotGenuine => Code::SignatureInvalid,
             Self::Overloaded => Code::Overloaded,
-            Self::NotStored => Code::LogUnavailable,
+            Self::NotStored | Self::Failed => Code::LogUnavailable,
             Self::Draining => Code::Draining,
         }
     }
@@ -71,13 +74,14 @@ impl Refusal {
             | Self::NotGenuine
             | Self::Overloaded
             | Self::NotStored
+            | Self::Failed
             | Self::Draining => self.code().http(),
         }
     }
 
     /// Whether the body had been read to its end.
     fn has_read_all(self) -> bool {
-        matches!(self, Self::NotGenuine | Self::NotStored)
+        matches!(self, Self::NotGenuine | Self::NotStored | Self::Failed)
     }
 }
 

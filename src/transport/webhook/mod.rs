@@ -23,6 +23,7 @@ use http::{HeaderMap, Method, header, request::Parts};
 use tokio::time;
 use tracing::{Instrument, Span};
 
+pub(super) use self::body::memory_bytes;
 use self::{
     answer::Refusal,
     body::{Coding, Memory},
@@ -65,7 +66,7 @@ struct Edge {
 pub(super) fn router(shared: &Shared) -> Router {
     let edge = Edge {
         shared: shared.clone(),
-        memory: Memory::new(shared.config.max_payload_bytes),
+        memory: Memory::of(&shared.rooms.webhook_memory),
     };
     Router::new().fallback(answer).with_state(edge)
 }
@@ -113,19 +114,19 @@ impl Edge {
         let headers = self.headers(&head.headers)?;
         let coding = Coding::of(&head.headers)?;
         let config = &self.shared.config;
-        let mut memory = self.memory.nothing();
-        memory.take(size_bytes(&head.headers))?;
-        let received = body::receive(body, coding, config.max_payload_bytes, &mut memory);
+        let mut of_headers = self.memory.nothing();
+        of_headers.take(size_bytes(&head.headers))?;
+        let received = body::receive(body, coding, config.max_payload_bytes, &self.memory);
         let timeout = Duration::from_secs(config.webhook_read_timeout_seconds);
         let received = time::timeout(timeout, received).await;
-        let payload = received.map_err(|_| Refusal::TooSlow)??;
+        let (payload, of_payload) = received.map_err(|_| Refusal::TooSlow)??;
 
         let ingestor = Arc::clone(&self.shared.ingestor);
         let source = Arc::clone(source);
         let answer_by = begun + source.provider.posting().patience.saturating_sub(MARGIN);
         // On a task of its own: a provider that hangs up neither stops what has begun nor keeps it from being counted.
         let taking = async move {
-            let _memory = memory;
+            let _memory = (of_headers, of_payload);
             let webhook = RawWebhook { payload, headers };
             let (provider, account) = (source.provider.name(), &source.account);
             let trace = traces::place(&Span::current());
@@ -140,7 +141,7 @@ impl Edge {
             Ok(Err(error)) => {
                 // The text of a panic may quote the webhook.
                 tracing::error!(panicked = error.is_panic(), "a webhook could not be taken");
-                Err(Refusal::NotStored)
+                Err(Refusal::Failed)
             }
             Err(_not_in_time) => Err(Refusal::NotStored),
         }
