@@ -25,8 +25,16 @@ const CALL_SECONDS: [f64; 12] = [
 pub const UNKNOWN: &str = "unknown";
 
 /// Why a webhook is refused. All of them are shown from the start, so that the first one is a rise, and not a new series.
-const REJECTIONS: [&str; 9] = [
+const REJECTIONS: [&str; 17] = [
     "address_not_allowed",
+    "address_unknown",
+    "headers_too_large",
+    "coding_unknown",
+    "payload_too_large",
+    "body_malformed",
+    "too_slow",
+    "overloaded",
+    "draining",
     "signature_missing",
     "signature_repeated",
     "signature_malformed",

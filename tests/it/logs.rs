@@ -14,6 +14,7 @@ use verdict::proto::{
 
 use crate::{
     cli::{Place, run, verdict},
+    ops::ask,
     otlp::Receiver,
     support::{PATIENCE, Server, connect, gu1_body, gu1_request},
 };
@@ -151,6 +152,50 @@ async fn a_line_for_people_names_its_trace_too() {
         .unwrap();
     assert_eq!(ids.len(), 16, "{line}");
     assert!(!line.contains('\u{1b}'), "no colors in a file: {line}");
+}
+
+#[tokio::test]
+async fn what_is_refused_at_the_edge_is_told_and_a_wrong_fence_is_warned_of() {
+    let place = Place::new();
+    place.listen_for_http();
+    fs::write(place.path("secret"), "s").unwrap();
+    place.configure(&format!(
+        "[[sources]]\nprovider = \"gu1\"\naccount = \"fenced\"\nsecrets = [{{ id = \"a\", file = {:?} }}]\n\
+         allowed_ips = [\"203.0.113.0/24\"]\n[telemetry]\nlog_levels = \"debug\"\n",
+        place.path("secret")
+    ));
+    let logging = Logging::start(&place, "json").await;
+    let serving: Value = serde_json::from_str(&logging.line("\"serving\"").await).unwrap();
+    let edge = serving["server.webhook_address"].as_str().unwrap();
+    let edge = edge.parse().unwrap();
+    let tale = "x-forwarded-for: made-up\r\ncontent-length: 0\r\n";
+    for _ in 0..3 {
+        let answer = ask(edge, "POST", "/webhooks/gu1/fenced", tale).await;
+        assert_eq!(answer.status, 403);
+    }
+    ask(edge, "POST", "/webhooks/made-up", tale).await;
+    let last: Value = serde_json::from_str(&logging.line("source_not_found").await).unwrap();
+    assert_eq!(last["provider.name"], "unknown");
+
+    let text = logging.text();
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let (warnings, lines): (Vec<_>, Vec<_>) = lines.partition(|line| line["level"] == "WARN");
+    let refused = lines
+        .iter()
+        .filter(|line| line["reason"] == "address_not_allowed");
+    let refused: Vec<_> = refused.collect();
+    assert_eq!(refused.len(), 3, "{text}");
+    assert_eq!(refused[0]["network.peer.address"], "127.0.0.1");
+    assert_eq!(refused[0]["provider.name"], "gu1");
+    let fence = warnings
+        .iter()
+        .filter(|line| line["source.account"] == "fenced");
+    let fence: Vec<_> = fence.collect();
+    assert_eq!(fence.len(), 1, "{text}");
+    assert_eq!(fence[0]["network.peer.address"], "127.0.0.1");
+    assert!(!text.contains("made-up"), "{text}");
 }
 
 #[tokio::test]

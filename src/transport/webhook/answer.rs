@@ -17,6 +17,10 @@ pub(super) enum Refusal {
     NotPosted,
     #[error("the source takes no webhooks from this address")]
     AddressNotAllowed,
+    #[error(
+        "the source takes webhooks from some addresses only, and a proxy does not tell this one"
+    )]
+    AddressUnknown,
     #[error("the headers are more or larger than allowed")]
     HeadersTooLarge,
     #[error("a body may be coded with gzip, once, or not at all")]
@@ -41,10 +45,30 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    /// The refusal as operators know it: in the metric of refused webhooks, and in the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::NoSource => "source_not_found",
+            Self::NotPosted => "not_posted",
+            Self::AddressNotAllowed => "address_not_allowed",
+            Self::AddressUnknown => "address_unknown",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::UnknownCoding => "coding_unknown",
+            Self::PayloadTooLarge => "payload_too_large",
+            Self::Malformed => "body_malformed",
+            Self::TooSlow => "too_slow",
+            Self::NotGenuine => "not_genuine",
+            Self::Overloaded => "overloaded",
+            Self::NotStored => "log_unavailable",
+            Self::Failed => "failed",
+            Self::Draining => "draining",
+        }
+    }
+
     fn code(self) -> Code {
         match self {
             Self::NoSource => Code::SourceNotFound,
-            Self::AddressNotAllowed => Code::AddressNotAllowed,
+            Self::AddressNotAllowed | Self::AddressUnknown => Code::AddressNotAllowed,
             Self::NotPosted
             | Self::HeadersTooLarge
             | Self::UnknownCoding
@@ -58,17 +82,27 @@ impl Refusal {
         }
     }
 
-    /// The status: that of the reason, unless HTTP has a better one, or the provider would lose the event over it.
+    /// The status: that of the reason, unless HTTP has a better one, or the provider would lose the event over what is
+    /// ours: our limits, our haste, our configuration.
     fn status(self, posting: Option<Posting>) -> StatusCode {
         let again_after_4xx = posting.is_none_or(|posting| posting.again_after_4xx);
         match self {
-            Self::Overloaded | Self::TooSlow if !again_after_4xx => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded
+            | Self::TooSlow
+            | Self::PayloadTooLarge
+            | Self::HeadersTooLarge
+            | Self::AddressUnknown
+                if !again_after_4xx =>
+            {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::NotPosted => StatusCode::METHOD_NOT_ALLOWED,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnknownCoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::NoSource
             | Self::AddressNotAllowed
+            | Self::AddressUnknown
             | Self::PayloadTooLarge
             | Self::Malformed
             | Self::NotGenuine

@@ -6,6 +6,7 @@
 mod answer;
 mod body;
 mod client_address;
+mod fence;
 mod observed;
 
 use std::{
@@ -26,10 +27,11 @@ use tracing::{Instrument, Span};
 pub(super) use self::body::memory_bytes;
 use self::{
     answer::Refusal,
-    body::{Coding, Memory},
+    body::{Coding, Memory, Part},
+    fence::Fence,
     observed::Observed,
 };
-use super::{Shared, listener::ConnectionInfo, now};
+use super::{Shared, now};
 use crate::{
     config::DEFAULT_ACCOUNT,
     ingest::{IngestError, Received},
@@ -40,6 +42,9 @@ use crate::{
 
 /// How long before the end of a provider's patience it is answered at the latest.
 const MARGIN: Duration = Duration::from_secs(1);
+
+/// How long before that its webhook must have arrived: what storing it takes on a bad day.
+const STORING: Duration = Duration::from_millis(500);
 
 /// Headers that tell of the way to us and not of the webhook.
 const HOP_HEADERS: [header::HeaderName; 9] = [
@@ -59,6 +64,7 @@ const HOP_HEADERS: [header::HeaderName; 9] = [
 struct Edge {
     shared: Shared,
     memory: Memory,
+    fence: Arc<Fence>,
 }
 
 /// `POST /webhooks/{provider}[/{account}]`. The path is compared as it was sent: names have nothing that would have to be
@@ -67,6 +73,7 @@ pub(super) fn router(shared: &Shared) -> Router {
     let edge = Edge {
         shared: shared.clone(),
         memory: Memory::of(&shared.rooms.webhook_memory),
+        fence: Arc::new(Fence::new(&shared.config)),
     };
     Router::new().fallback(answer).with_state(edge)
 }
@@ -75,13 +82,17 @@ async fn answer(State(edge): State<Edge>, request: Request) -> Response {
     let begun = Instant::now();
     let has_body = !request.body().is_end_stream();
     let source = edge.source(request.uri().path());
+    let metrics = &edge.shared.telemetry.metrics;
     let observed = Observed::begin(&request, source, begun);
     let taken = match source {
         Some(source) => {
-            let taking = edge.take(source, request, begun);
+            let taking = edge.take(source, request, begun, &observed);
             taking.instrument(observed.span()).await
         }
-        None => Err(Refusal::NoSource),
+        None => {
+            observed.refused(Refusal::NoSource, metrics);
+            Err(Refusal::NoSource)
+        }
     };
     let response = match taken {
         Ok(()) => answer::received(),
@@ -90,7 +101,7 @@ async fn answer(State(edge): State<Edge>, request: Request) -> Response {
             answer::refused(refusal, posting, has_body)
         }
     };
-    observed.answered(&response, &edge.shared.telemetry.metrics);
+    observed.answered(&response, metrics);
     response
 }
 
@@ -108,26 +119,52 @@ impl Edge {
         source: &Arc<Source>,
         request: Request,
         begun: Instant,
+        observed: &Observed,
     ) -> Result<(), Refusal> {
+        let patience = source.provider.posting().patience.saturating_sub(MARGIN);
+        let timeout = Duration::from_secs(self.shared.config.webhook_read_timeout_seconds);
+        let read_by = begun + timeout.min(patience.saturating_sub(STORING));
+        let received = self.receive(source, request, read_by).await;
+        let metrics = &self.shared.telemetry.metrics;
+        let (webhook, memory) =
+            received.inspect_err(|refusal| observed.refused(*refusal, metrics))?;
+        self.ingest(source, webhook, memory, begun + patience).await
+    }
+
+    /// Receives a webhook, with the memory that it takes.
+    async fn receive(
+        &self,
+        source: &Source,
+        request: Request,
+        read_by: Instant,
+    ) -> Result<(RawWebhook, [Part; 2]), Refusal> {
         let (head, body) = request.into_parts();
         self.check(source, &head)?;
         let headers = self.headers(&head.headers)?;
         let coding = Coding::of(&head.headers)?;
-        let config = &self.shared.config;
         let mut of_headers = self.memory.nothing();
         of_headers.take(size_bytes(&head.headers))?;
-        let received = body::receive(body, coding, config.max_payload_bytes, &self.memory);
-        let timeout = Duration::from_secs(config.webhook_read_timeout_seconds);
-        let received = time::timeout(timeout, received).await;
+        let max_bytes = self.shared.config.max_payload_bytes;
+        let received = body::receive(body, coding, max_bytes, &self.memory);
+        let received = time::timeout_at(read_by.into(), received).await;
         let (payload, of_payload) = received.map_err(|_| Refusal::TooSlow)??;
+        Ok((RawWebhook { payload, headers }, [of_headers, of_payload]))
+    }
 
+    /// Hands a webhook over, and waits for what becomes of it until its provider must be answered. Whatever comes of it is
+    /// counted there.
+    async fn ingest(
+        &self,
+        source: &Arc<Source>,
+        webhook: RawWebhook,
+        memory: [Part; 2],
+        answer_by: Instant,
+    ) -> Result<(), Refusal> {
         let ingestor = Arc::clone(&self.shared.ingestor);
         let source = Arc::clone(source);
-        let answer_by = begun + source.provider.posting().patience.saturating_sub(MARGIN);
         // On a task of its own: a provider that hangs up neither stops what has begun nor keeps it from being counted.
         let taking = async move {
-            let _memory = (of_headers, of_payload);
-            let webhook = RawWebhook { payload, headers };
+            let _memory = memory;
             let (provider, account) = (source.provider.name(), &source.account);
             let trace = traces::place(&Span::current());
             ingestor
@@ -155,31 +192,7 @@ impl Edge {
         if self.shared.draining.is_cancelled() {
             return Err(Refusal::Draining);
         }
-        if !self.is_allowed(source, head) {
-            let metrics = &self.shared.telemetry.metrics;
-            metrics.rejected(source.provider.name(), "address_not_allowed");
-            return Err(Refusal::AddressNotAllowed);
-        }
-        Ok(())
-    }
-
-    /// Whether a source takes webhooks from where this one comes from.
-    fn is_allowed(&self, source: &Source, head: &Parts) -> bool {
-        if source.allowed_ips.is_empty() {
-            return true;
-        }
-        let Some(connection) = head.extensions.get::<ConnectionInfo>() else {
-            return false;
-        };
-        let config = &self.shared.config;
-        let address = client_address::find(
-            connection.peer.ip(),
-            &head.headers,
-            &config.webhook_trusted_proxies,
-            config.webhook_forwarded_header,
-        );
-        let allows = |address| source.allowed_ips.iter().any(|net| net.contains(&address));
-        address.is_some_and(allows)
+        self.fence.check(source, head)
     }
 
     /// The headers of a webhook, if they are within the limits. One that is not UTF-8 is read as Latin-1, so that nothing

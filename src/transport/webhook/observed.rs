@@ -1,13 +1,14 @@
 //! What operators see of each request, by the semantic conventions of OpenTelemetry for HTTP: a span, and a measurement.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use axum::{extract::Request, response::Response};
 use http::Method;
 use opentelemetry::trace::Status as SpanStatus;
-use tracing::{Span, field, info_span};
+use tracing::{Span, debug, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::answer::Refusal;
 use crate::{
     source::Source,
     telemetry::{metrics::Metrics, metrics::UNKNOWN, traces},
@@ -17,6 +18,7 @@ use crate::{
 /// A request that is being answered.
 pub(super) struct Observed {
     provider: &'static str,
+    peer: Option<IpAddr>,
     begun: Instant,
     span: Span,
 }
@@ -27,6 +29,7 @@ impl Observed {
     pub(super) fn begin(request: &Request, source: Option<&Arc<Source>>, begun: Instant) -> Self {
         let is_post = request.method() == Method::POST;
         let peer = request.extensions().get::<ConnectionInfo>();
+        let peer = peer.map(|connection| connection.peer.ip());
         let route = source.map(|_| "/webhooks/{provider}/{account}");
         let span = info_span!(
             parent: None,
@@ -36,10 +39,11 @@ impl Observed {
             http.request.method = if is_post { "POST" } else { "_OTHER" },
             http.route = route,
             url.path = source.map(|_| request.uri().path()),
-            network.peer.address = peer.map(|peer| field::display(peer.peer.ip())),
+            network.peer.address = peer.map(field::display),
         );
         Self {
             provider: source.map_or(UNKNOWN, |source| source.provider.name()),
+            peer,
             begun,
             span,
         }
@@ -48,6 +52,21 @@ impl Observed {
     /// What is done for the request belongs in here.
     pub(super) fn span(&self) -> Span {
         self.span.clone()
+    }
+
+    /// The webhook of the request was refused before its signature was looked at. What is not posted is no webhook.
+    pub(super) fn refused(&self, refusal: Refusal, metrics: &Metrics) {
+        let provider = self.provider;
+        if refusal != Refusal::NotPosted {
+            metrics.rejected(provider, refusal.name());
+        }
+        let _entered = self.span.enter();
+        debug!(
+            provider.name = provider,
+            network.peer.address = self.peer.map(field::display),
+            reason = refusal.name(),
+            "delivery not taken"
+        );
     }
 
     /// The request has its answer.

@@ -26,7 +26,12 @@ async fn edge(allowed: &[&str], proxies: &[&str], header: ForwardedHeader) -> Ed
         webhook_forwarded_header: header,
         ..server_config()
     };
-    Edge::start_from(vec![gu1, fixture_source("ralio")], config, memory_log()).await
+    let kayle = Source {
+        allowed_ips: networks(allowed),
+        ..fixture_source("kayle")
+    };
+    let sources = vec![gu1, kayle, fixture_source("ralio")];
+    Edge::start_from(sources, config, memory_log()).await
 }
 
 fn webhook() -> RawWebhook {
@@ -67,8 +72,8 @@ async fn others_are_refused_before_they_are_read() {
     // Nobody waits for its body.
     let head = "POST /webhooks/gu1 HTTP/1.1\r\nHost: e\r\nContent-Length: 1000\r\n\r\n";
     assert_eq!(edge.send(head.as_bytes()).await.status, 403);
-    let rejected = r#"ingest_rejected_total{provider="gu1",reason="address_not_allowed"} "#;
-    assert_eq!(edge.metric(rejected).as_deref(), Some("5"));
+    let rejected = edge.rejected("gu1", "address_not_allowed");
+    assert_eq!(rejected.as_deref(), Some("5"));
     assert_eq!(edge.answered("gu1", 403).as_deref(), Some("5"));
     // Other sources are not meant.
     let other = request("/webhooks/ralio", "", b"{}");
@@ -106,12 +111,24 @@ async fn trusted_proxies_say_for_whom_they_speak() {
             "X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-For: 192.0.2.1\r\n",
             403,
         ),
-        ("X-Forwarded-For: 203.0.113.7, rubbish\r\n", 403),
+        ("X-Forwarded-For: 203.0.113.7, rubbish\r\n", 503),
         ("Forwarded: for=203.0.113.7\r\n", 403),
         ("", 403),
     ] {
         let answer = posted(&x_forwarded_for, tale).await;
         assert_eq!(answer.status, status, "{tale}");
+    }
+    // Who comes again after a 403 is given one, whoever is to blame.
+    let rubbish = "X-Forwarded-For: rubbish\r\n";
+    let other = request("/webhooks/kayle", rubbish, b"{}");
+    assert_eq!(x_forwarded_for.send(&other).await.status, 403);
+    for (provider, reason, count) in [
+        ("gu1", "address_unknown", "1"),
+        ("gu1", "address_not_allowed", "4"),
+        ("kayle", "address_unknown", "1"),
+    ] {
+        let counted = x_forwarded_for.rejected(provider, reason);
+        assert_eq!(counted.as_deref(), Some(count), "{provider} {reason}");
     }
     x_forwarded_for.stop().await;
     let forwarded = edge(&allowed, &proxies, ForwardedHeader::Forwarded).await;
@@ -125,7 +142,7 @@ async fn trusted_proxies_say_for_whom_they_speak() {
             "Forwarded: for=203.0.113.7\r\nForwarded: for=192.0.2.1\r\n",
             403,
         ),
-        ("Forwarded: for=203.0.113.7;by=\", for=192.0.2.1\r\n", 403),
+        ("Forwarded: for=203.0.113.7;by=\", for=192.0.2.1\r\n", 503),
         ("X-Forwarded-For: 203.0.113.7\r\n", 403),
     ] {
         let answer = posted(&forwarded, tale).await;

@@ -83,7 +83,29 @@ async fn who_sends_a_body_slowly_is_told_and_closed() {
             assert_eq!(wire.rest().await, "");
         }
         assert_eq!(edge.answered(provider, status).as_deref(), Some("2"));
+        let rejected = edge.rejected(provider, "too_slow");
+        assert_eq!(rejected.as_deref(), Some("2"));
     }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn who_sends_a_body_slowly_is_told_before_its_patience_ends() {
+    // Kayle waits for 5 s, and the server for twice that.
+    let edge = Edge::start().await;
+    let request = request("/webhooks/kayle", "", b"{}");
+    let mut wire = edge.connect().await;
+    let begun = Instant::now();
+    wire.write(&request[..request.len() - 1]).await;
+    let answer = wire.answer().await;
+    let took = begun.elapsed();
+    // What was never received could not have been stored.
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (408, "INVALID_REQUEST")
+    );
+    let patience = fixture_source("kayle").provider.posting().patience;
+    assert!(took < patience - Duration::from_secs(1), "{took:?}");
     edge.stop().await;
 }
 
@@ -120,6 +142,7 @@ async fn what_is_being_received_is_bounded_over_all_connections() {
         assert_eq!(answer.header("retry-after"), Some("10"));
         assert_eq!(answer.header("connection"), Some("close"));
     }
+    assert!(edge.rejected("kayle", "overloaded").is_some());
     // What was taken is given back when its sender goes away.
     let large = request("/webhooks/kayle", "", &body);
     while edge.send(&large).await.status != 401 {
@@ -141,13 +164,13 @@ async fn a_refused_request_is_not_asked_to_continue() {
     for (head, status) in [
         (expect("POST", "/webhooks/unknown", 10, ""), 404),
         (expect("PUT", "/webhooks/gu1", 10, ""), 405),
-        (expect("POST", "/webhooks/gu1", 10_000_000, ""), 413),
+        (expect("POST", "/webhooks/kayle", 10_000_000, ""), 413),
         (
             expect("POST", "/webhooks/gu1", 10, "Content-Encoding: br\r\n"),
             415,
         ),
         (
-            expect("POST", "/webhooks/gu1", 10, &"X: 1\r\n".repeat(98)),
+            expect("POST", "/webhooks/kayle", 10, &"X: 1\r\n".repeat(98)),
             431,
         ),
     ] {
@@ -286,7 +309,7 @@ async fn what_is_no_http_at_all_is_closed() {
 async fn an_early_answer_reaches_who_is_still_sending() {
     let edge = Edge::start().await;
     // More than the system takes without the server reading it.
-    let large = request("/webhooks/gu1", "", &vec![b' '; 16 << 20]);
+    let large = request("/webhooks/kayle", "", &vec![b' '; 16 << 20]);
     let mut wire = edge.connect().await;
     assert!(wire.try_write(&large).await);
     assert_eq!(wire.answer().await.status, 413);

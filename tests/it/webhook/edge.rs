@@ -141,6 +141,12 @@ impl Edge {
         self.metric(&format!("webhook_answers_total{{{labels}}} "))
     }
 
+    /// How many webhooks of a provider were refused for a reason.
+    pub(super) fn rejected(&self, provider: &str, reason: &str) -> Option<String> {
+        let labels = format!(r#"provider="{provider}",reason="{reason}""#);
+        self.metric(&format!("ingest_rejected_total{{{labels}}} "))
+    }
+
     /// Tells the server to stop, without waiting for it.
     pub(super) fn begin_stop(&self) {
         self.stop.cancel();
@@ -251,15 +257,15 @@ impl Wire {
         }
     }
 
+    /// Says that nothing more will be sent.
+    pub(super) async fn shut_down(&mut self) {
+        self.stream.shutdown().await.expect("it is open");
+    }
+
     /// Waits until the server closes the connection; returns what it still sends.
     pub(super) async fn rest(&mut self) -> String {
         while self.read().await {}
         String::from_utf8_lossy(&self.unread).into_owned()
-    }
-
-    /// Says that nothing more will be sent.
-    pub(super) async fn shut_down(&mut self) {
-        self.stream.shutdown().await.expect("it is open");
     }
 
     /// Whether something came.
