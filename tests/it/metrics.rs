@@ -72,6 +72,8 @@ verdict_subscription_fell_behind_total counter
 verdict_tls_certificate_expiry_timestamp_seconds gauge
 verdict_webhook_answers_total counter provider status
 verdict_webhook_duration_seconds histogram le provider
+verdict_webhook_memory_bytes gauge
+verdict_webhook_memory_limit_bytes gauge
 ";
 
 /// A scrape in the older format, parsed.
@@ -249,7 +251,7 @@ async fn all_outcomes_are_shown_from_the_start() {
             let labels = [provider, ("status", status)];
             assert_eq!(metrics.value("verdict_ingest_total", &labels), 0.0);
         }
-        for reason in ["signature_mismatch", "log_unavailable"] {
+        for reason in ["signature_mismatch", "log_unavailable", "payload_too_large"] {
             let labels = [provider, ("reason", reason)];
             assert_eq!(metrics.value("verdict_ingest_rejected_total", &labels), 0.0);
         }
@@ -338,6 +340,11 @@ async fn values_are_right_after_known_traffic() {
         assert!((least..3.0).contains(&in_use), "{resource:?}: {in_use}");
         assert!(value("verdict_capacity_limit", &resource) > 100.0);
     }
+    assert_eq!(value("verdict_webhook_memory_bytes", &[]), 0.0);
+    assert_eq!(
+        value("verdict_webhook_memory_limit_bytes", &[]),
+        67_108_864.0
+    );
     assert_eq!(value("verdict_log_first_position", &[]), 0.0);
     assert_eq!(value("verdict_log_last_position", &[]), 3.0);
     assert_eq!(

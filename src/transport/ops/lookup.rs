@@ -228,6 +228,19 @@ impl Lookup {
                 "How much may be open or being served at once.",
             ),
             rooms.map(|(what, room)| ([("resource", what)], room.most())),
+        )?;
+        let memory = &self.rooms.webhook_memory;
+        figures.gauge(
+            &figure(
+                "webhook_memory",
+                "What the webhooks take that are being received and taken at the edge.",
+            )
+            .in_unit(Unit::Bytes),
+            memory.taken(),
+        )?;
+        figures.gauge(
+            &figure("webhook_memory_limit", "How much of that there may be.").in_unit(Unit::Bytes),
+            memory.most(),
         )
     }
 }
