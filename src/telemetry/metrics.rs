@@ -57,6 +57,7 @@ pub struct Metrics {
     webhook_seconds: Family<OfProvider, HistogramWithExemplars<Trace>>,
     delivered: Counter,
     fell_behind: Counter,
+    spans_lost: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -114,6 +115,7 @@ impl Default for Metrics {
             webhook_seconds: Family::new_with_constructor(calls as _),
             delivered: Counter::default(),
             fell_behind: Counter::default(),
+            spans_lost: Counter::default(),
         }
     }
 }
@@ -186,6 +188,11 @@ impl Metrics {
         self.fell_behind.inc();
     }
 
+    /// Counts the spans that were not sent.
+    pub(super) fn spans_lost(&self) -> Counter {
+        self.spans_lost.clone()
+    }
+
     /// Has all of this shown by a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_with_unit(
@@ -236,6 +243,11 @@ impl Metrics {
             "subscription_fell_behind",
             "How often a subscriber fell out of the newest events and was served from the log",
             self.fell_behind.clone(),
+        );
+        registry.register(
+            "traces_spans_lost",
+            "Spans that could not be sent, because too many waited or the receiver did not take them",
+            self.spans_lost.clone(),
         );
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod figures;
 pub mod logs;
 pub mod metrics;
 pub mod process;
+mod queue;
 pub mod traces;
 
 use std::sync::Arc;
@@ -40,9 +41,12 @@ impl Telemetry {
     /// What the exporter still holds is sent when it is dropped.
     pub fn start(config: &config::Telemetry) -> Result<(Self, Option<Exporter>), ExportError> {
         let (log_levels, lines) = logs::lines(config);
-        let exporter = config.otlp.as_ref().map(Exporter::new).transpose()?;
+        let metrics = Arc::<Metrics>::default();
+        let exporter = config.otlp.as_ref();
+        let exporter = exporter.map(|otlp| Exporter::new(otlp, metrics.spans_lost()));
+        let exporter = exporter.transpose()?;
         let telemetry = Self {
-            metrics: Arc::default(),
+            metrics,
             log_levels,
             traces: exporter.is_some(),
         };

@@ -3,11 +3,7 @@
 //! Only spans of verdict's own are sent, and none of its log lines: what an attribute may hold is decided where the span is
 //! made.
 
-use std::{
-    fmt,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use http::HeaderMap;
 use opentelemetry::{
@@ -18,15 +14,14 @@ use opentelemetry::{
 use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::{
     Resource,
-    error::OTelSdkResult,
     propagation::TraceContextPropagator,
     trace::{
         BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingResult, SdkTracerProvider,
-        ShouldSample, SpanData, SpanExporter,
+        ShouldSample,
     },
 };
+use prometheus_client::metrics::counter::Counter;
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
 use tonic::{
     metadata::MetadataMap,
     transport::{Certificate, ClientTlsConfig, Endpoint},
@@ -35,7 +30,11 @@ use tracing::{Span, Subscriber, level_filters::LevelFilter};
 use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt};
 use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
 
-use super::{logs::crate_name, metrics::Trace};
+use super::{
+    logs::crate_name,
+    metrics::Trace,
+    queue::{Bounded, Reporting, Waiting},
+};
 use crate::{config::Otlp, event::NORMALIZER_VERSION, proto::TraceContext};
 
 /// How many spans wait to be sent; more are thrown away. Each takes about a kilobyte.
@@ -47,9 +46,6 @@ const SENT_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the end of the process waits until those are sent that are left.
 const LAST_WAIT: Duration = Duration::from_secs(3);
-
-/// How often it is told that traces cannot be sent.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// Why traces cannot be sent at all.
 #[derive(Debug, thiserror::Error)]
@@ -67,18 +63,24 @@ pub enum ExportError {
 pub struct Exporter(SdkTracerProvider);
 
 impl Exporter {
-    /// Sends to this receiver, once there is something to send. A thread of its own does it, whom nobody waits for.
-    pub(super) fn new(otlp: &Otlp) -> Result<Self, ExportError> {
+    /// Sends to this receiver, once there is something to send. A thread of its own does it, whom nobody waits for. Spans
+    /// that are lost are counted.
+    pub(super) fn new(otlp: &Otlp, lost: Counter) -> Result<Self, ExportError> {
+        let waiting = Waiting::new(QUEUED_SPANS, lost);
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(QUEUED_SPANS)
             .with_max_export_batch_size(SENT_AT_ONCE)
             .with_scheduled_delay(SENT_EVERY)
             .build();
-        let processor = BatchSpanProcessor::builder(Reporting::new(exporter(otlp)?))
+        let exporter = Reporting {
+            exporter: exporter(otlp)?,
+            waiting: waiting.clone(),
+        };
+        let next = BatchSpanProcessor::builder(exporter)
             .with_batch_config(batches)
             .build();
         let provider = SdkTracerProvider::builder()
-            .with_span_processor(processor)
+            .with_span_processor(Bounded { next, waiting })
             .with_sampler(Sampling::of_those_that_begin_here(otlp.sample_ratio))
             .with_resource(resource(otlp))
             .build();
@@ -180,77 +182,6 @@ impl ShouldSample for Sampling {
             false => &self.0,
         };
         sampler.should_sample(parent, trace_id, name, kind, attributes, links)
-    }
-}
-
-/// Tells when traces cannot be sent, and when they can again.
-struct Reporting<E> {
-    exporter: E,
-    trouble: Mutex<Option<Trouble>>,
-}
-
-/// Since when traces cannot be sent.
-struct Trouble {
-    told_at: Instant,
-    /// How many spans were lost since it was told.
-    lost: usize,
-}
-
-impl<E> Reporting<E> {
-    fn new(exporter: E) -> Self {
-        let trouble = Mutex::new(None);
-        Self { exporter, trouble }
-    }
-
-    fn report(&self, result: &OTelSdkResult, spans: usize) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let Err(error) = result else {
-            if trouble.take().is_some() {
-                tracing::info!("traces can be sent again");
-            }
-            return;
-        };
-        let now = Instant::now();
-        let lost = spans + trouble.as_ref().map_or(0, |trouble| trouble.lost);
-        let told_at = trouble.as_ref().map(|trouble| trouble.told_at);
-        let told_at = told_at.filter(|told_at| now.duration_since(*told_at) < TOLD_EVERY);
-        if told_at.is_none() {
-            tracing::warn!(%error, spans.lost = lost, "traces cannot be sent");
-        }
-        *trouble = Some(match told_at {
-            Some(told_at) => Trouble { told_at, lost },
-            None => Trouble {
-                told_at: now,
-                lost: 0,
-            },
-        });
-    }
-}
-
-impl<E: SpanExporter> SpanExporter for Reporting<E> {
-    async fn export(&self, spans: Vec<SpanData>) -> OTelSdkResult {
-        let count = spans.len();
-        let result = self.exporter.export(spans).await;
-        self.report(&result, count);
-        result
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.exporter.shutdown_with_timeout(timeout)
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        self.exporter.force_flush()
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.exporter.set_resource(resource);
-    }
-}
-
-impl<E> fmt::Debug for Reporting<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reporting")
     }
 }
 

@@ -70,6 +70,7 @@ verdict_secret_uses_total counter account kind provider secret_id
 verdict_subscription_events_total counter
 verdict_subscription_fell_behind_total counter
 verdict_tls_certificate_expiry_timestamp_seconds gauge
+verdict_traces_spans_lost_total counter
 verdict_webhook_answers_total counter provider status
 verdict_webhook_duration_seconds histogram le provider
 verdict_webhook_memory_bytes gauge

@@ -11,6 +11,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time,
 };
 use tonic::{Code, Request, client::Grpc, codec::Streaming};
 use tonic_prost::ProstCodec;
@@ -24,10 +25,12 @@ use verdict::{
 
 use crate::{
     cli::{Place, Serving, run, verdict},
+    ops::ask,
     otlp::{Receiver, Span},
     pki::Authority,
     support::{
-        connect, fixture_source, from_earliest, gu1_body, gu1_request, next_event, requests, sign,
+        PATIENCE, connect, fixture_source, from_earliest, gu1_body, gu1_request, next_event,
+        requests, sign,
     },
 };
 
@@ -466,6 +469,21 @@ fn every_step_is_seen_with_a_provider_that_encrypts_and_a_collector_that_does() 
     assert_eq!(parts(&spans, call), steps);
 }
 
+/// How many spans were lost, as soon as there are some.
+async fn spans_lost(serving: &Serving) -> u64 {
+    let ops = serving.ops.as_deref().expect("it answers operators");
+    loop {
+        let metrics = ask(ops.parse().unwrap(), "GET", "/metrics", "").await.body;
+        let lines = metrics.lines();
+        let mut lost =
+            lines.filter_map(|line| line.strip_prefix("verdict_traces_spans_lost_total "));
+        match lost.next().expect("a metric") {
+            "0" => time::sleep(Duration::from_millis(20)).await,
+            lost => return lost.parse().unwrap(),
+        }
+    }
+}
+
 /// A collector that is not there, and one that takes connections and says nothing.
 #[tokio::test]
 async fn a_collector_that_does_not_answer_holds_up_nothing() {
@@ -475,6 +493,7 @@ async fn a_collector_that_does_not_answer_holds_up_nothing() {
     drop(gone);
     for address in addresses {
         let place = Place::new();
+        place.listen_for_http();
         place.configure(&format!(
             "[telemetry.otlp]\nendpoint = \"http://{address}\"\ntimeout_seconds = 3600\n"
         ));
@@ -492,6 +511,10 @@ async fn a_collector_that_does_not_answer_holds_up_nothing() {
         }
         let took = began.elapsed();
         assert!(took < Duration::from_secs(60), "{took:?}");
+        if address == addresses[1] {
+            let lost = time::timeout(PATIENCE, spans_lost(&serving)).await;
+            assert!(lost.expect("they are counted") > 0);
+        }
         let began = Instant::now();
         end(serving);
         let took = began.elapsed();
