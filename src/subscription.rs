@@ -162,6 +162,11 @@ impl Subscription {
         }
     }
 
+    /// Whether the subscriber has caught up and is given what has just come.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
     /// The next message; `None` when the stream has ended. An error ends it too.
     pub async fn next(&mut self) -> Option<Result<Delivery, EndError>> {
         match self.state {

@@ -44,6 +44,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::util::MapResponseLayer;
 
 use crate::{
+    allowance::Allowance,
     audit::Audit,
     caller::{Callers, Validity},
     config::{LogConfig, LogKind, Reflection, ServerConfig},
@@ -119,6 +120,9 @@ const INGEST_STREAM_BYTES: usize = 64 << 20;
 /// and a probe must find a place all the same.
 const MAX_OPS_CONNECTIONS: usize = 1024;
 
+/// How many deliveries to subscribers are spans each second, of all subscribers together.
+const DELIVERY_SPANS_PER_SECOND: u32 = 1000;
+
 /// What all services share.
 #[derive(Clone)]
 struct Shared {
@@ -136,6 +140,8 @@ struct Shared {
     ingest_stream_kib: Arc<Semaphore>,
     /// The webhooks that are being taken: who began one may go away.
     ingests: TaskTracker,
+    /// Bounds the spans of deliveries: each event has one for every subscriber.
+    delivery_spans: Arc<Allowance>,
     /// Whom somebody is being told to erase.
     erasing: Erasing,
     /// Cancelled when the server begins to shut down; for a stream, also when its connection is to be left.
@@ -253,6 +259,10 @@ pub async fn run(
         rooms: Arc::new(rooms),
         ingest_stream_kib: Arc::new(Semaphore::new(INGEST_STREAM_BYTES / 1024)),
         ingests: TaskTracker::new(),
+        delivery_spans: Arc::new(Allowance::new(
+            DELIVERY_SPANS_PER_SECOND,
+            DELIVERY_SPANS_PER_SECOND,
+        )),
         erasing: Erasing::default(),
         config: Arc::new(config),
         log,

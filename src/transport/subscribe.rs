@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::stream;
 use prost_types::Timestamp;
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -51,7 +52,7 @@ impl Shared {
         let responses = stream::unfold(open, |mut open| async move {
             let (subscription, shared, consumer, _permit) = &mut open;
             let response = match subscription.next().await? {
-                Ok(delivery) => Ok(shared.deliver(delivery, consumer)),
+                Ok(delivery) => Ok(shared.deliver(delivery, subscription.is_live(), consumer)),
                 Err(EndError::Draining) => Err(status::draining()),
                 Err(EndError::Read(failed)) => Err(shared.read_error(failed)),
             };
@@ -60,10 +61,12 @@ impl Shared {
         Ok(Box::pin(responses))
     }
 
-    /// Gives a message to a subscriber.
-    fn deliver(&self, delivery: Delivery, consumer: &str) -> SubscribeResponse {
+    /// Gives a message to a subscriber. What it reads again is in no trace: a replay must not push out what comes in.
+    fn deliver(&self, delivery: Delivery, is_live: bool, consumer: &str) -> SubscribeResponse {
         let span = match &delivery.message {
-            Message::Event(event) if self.telemetry.traces => delivery_span(event, consumer),
+            Message::Event(event) if self.telemetry.traces && is_live => {
+                self.delivery_span(event, consumer)
+            }
             _ => None,
         };
         match &delivery.message {
@@ -76,6 +79,31 @@ impl Shared {
                 cursor: self.cursor(delivery.position).encode(),
                 message: Some(wire(delivery.message)),
             })
+    }
+
+    /// The span of an event that is given to a subscriber, by the semantic conventions for messaging. It begins a trace, so
+    /// that a subscription that stays open for days is not one, and is linked to that of the event. `None` if that one is
+    /// not sent, or there are too many.
+    fn delivery_span(&self, event: &Bytes, consumer: &str) -> Option<Span> {
+        let (event_id, trace) = event::trace_of(event)?;
+        let trace = traces::sent(&trace)?;
+        if !self.delivery_spans.take(Instant::now()) {
+            return None;
+        }
+        let span = info_span!(
+            parent: None,
+            "deliver",
+            otel.name = "deliver events",
+            otel.kind = "client",
+            messaging.system = "verdict",
+            messaging.operation.name = "deliver",
+            messaging.operation.type = "send",
+            messaging.destination.name = "events",
+            messaging.message.id = event_id,
+            messaging.consumer.group.name = Some(consumer).filter(|name| !name.is_empty()),
+        );
+        span.add_link(trace);
+        Some(span)
     }
 
     /// Stores how far a consumer has come.
@@ -249,27 +277,6 @@ fn is_valid(time: &Timestamp) -> bool {
     const YEAR_1: i64 = -62_135_596_800;
     const YEAR_10000: i64 = 253_402_300_800;
     (YEAR_1..YEAR_10000).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos)
-}
-
-/// The span of an event that is given to a subscriber, by the semantic conventions for messaging. It begins a trace, so that
-/// a subscription that stays open for days is not one, and is linked to that of the event. `None` if that one is not sent.
-fn delivery_span(event: &Bytes, consumer: &str) -> Option<Span> {
-    let (event_id, trace) = event::trace_of(event)?;
-    let trace = traces::sent(&trace)?;
-    let span = info_span!(
-        parent: None,
-        "deliver",
-        otel.name = "deliver events",
-        otel.kind = "client",
-        messaging.system = "verdict",
-        messaging.operation.name = "deliver",
-        messaging.operation.type = "send",
-        messaging.destination.name = "events",
-        messaging.message.id = event_id,
-        messaging.consumer.group.name = Some(consumer).filter(|name| !name.is_empty()),
-    );
-    span.add_link(trace);
-    Some(span)
 }
 
 fn wire(message: Message) -> SubscribeMessage {

@@ -17,8 +17,9 @@ use tonic::{Code, Request, client::Grpc, codec::Streaming};
 use tonic_prost::ProstCodec;
 use verdict::{
     proto::{
-        GetEventRequest, IngestRequest, IngestStatus, IngestStreamRequest, SubscribeRequest,
-        SubscribeResponse, VerificationEvent, verdict_service_client::VerdictServiceClient,
+        GetEventRequest, IngestRequest, IngestStatus, IngestStreamRequest, SubscribeMessage,
+        SubscribeRequest, SubscribeResponse, VerificationEvent,
+        verdict_service_client::VerdictServiceClient,
     },
     provider::signature::sha256,
 };
@@ -231,6 +232,7 @@ async fn what_a_caller_does_not_send_is_not_sent_and_what_begins_here_is() {
     let receiver = Receiver::start();
     let place = place(&receiver, "1.0");
     let serving = place.serve();
+    let mut stream = subscribe_live(&serving, "risk").await;
     let unsent = ingest(&serving, traced(gu1_request(gu1_body("1")), false)).await;
     let trace = event(&serving, &unsent).await.trace.unwrap();
     let ours = ingest(&serving, Request::new(gu1_request(gu1_body("2")))).await;
@@ -256,13 +258,17 @@ async fn what_a_caller_does_not_send_is_not_sent_and_what_begins_here_is() {
     assert_eq!(delivery.links[0].0, call.trace_id);
 }
 
-async fn subscribe(serving: &Serving, consumer: &str) -> Streaming<SubscribeResponse> {
+/// A subscription that has caught up with nothing.
+async fn subscribe_live(serving: &Serving, consumer: &str) -> Streaming<SubscribeResponse> {
     let request = SubscribeRequest {
         consumer: consumer.to_owned(),
         ..from_earliest()
     };
     let stream = serving.client().await.subscribe(request).await;
-    stream.unwrap().into_inner()
+    let mut stream = stream.unwrap().into_inner();
+    let first = stream.message().await.unwrap().unwrap().message;
+    assert!(matches!(first, Some(SubscribeMessage::CaughtUp(_))));
+    stream
 }
 
 #[tokio::test]
@@ -270,11 +276,16 @@ async fn a_delivery_is_linked_to_the_trace_of_its_event() {
     let receiver = Receiver::start();
     let place = place(&receiver, "0.0");
     let serving = place.serve();
+    let mut named = subscribe_live(&serving, "risk").await;
+    let mut nameless = subscribe_live(&serving, "").await;
     let event_id = ingest(&serving, traced(gu1_request(gu1_body("1")), true)).await;
-    for consumer in ["risk", ""] {
-        let mut stream = subscribe(&serving, consumer).await;
-        assert_eq!(next_event(&mut stream).await.event_id, event_id);
+    for stream in [&mut named, &mut nameless] {
+        assert_eq!(next_event(stream).await.event_id, event_id);
     }
+    // Who reads it again does not make it new.
+    let again = serving.client().await.subscribe(from_earliest()).await;
+    let again = next_event(again.unwrap().get_mut()).await;
+    assert_eq!(again.event_id, event_id);
     end(serving);
 
     let spans = receiver.spans();
