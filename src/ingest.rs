@@ -162,13 +162,21 @@ impl Ingestor {
         let find_source = self.metrics.begin("find_source");
         let Some(source) = find_source.run(|| self.source(provider, account)) else {
             let unknown = IngestError::SourceNotFound;
-            self.metrics.rejected(UNKNOWN, ending::reason(&unknown));
+            self.refused(provider, account, ending::reason(&unknown));
             return Err(unknown);
         };
         let pending = Pending::new(source, &self.metrics, began);
         let ended = self.take(source, webhook, received, trace).await;
         pending.ended(&ended);
         ended
+    }
+
+    /// Counts a webhook whose way has not begun. Of what a sender says whose it is, only what is configured is told.
+    pub(crate) fn refused(&self, provider: &str, account: &str, reason: &'static str) {
+        let source = self.source(provider, account);
+        let provider = source.map_or(UNKNOWN, |source| source.provider.name());
+        self.metrics.rejected(provider, reason);
+        debug!(provider.name = provider, reason, "delivery refused");
     }
 
     /// The source of this provider and account.

@@ -25,7 +25,9 @@ const CALL_SECONDS: [f64; 12] = [
 pub const UNKNOWN: &str = "unknown";
 
 /// Why a webhook is refused. All of them are shown from the start, so that the first one is a rise, and not a new series.
-const REJECTIONS: [&str; 17] = [
+const REJECTIONS: [&str; 19] = [
+    "invalid_request",
+    "scope_missing",
     "address_not_allowed",
     "address_unknown",
     "headers_too_large",
@@ -45,6 +47,15 @@ const REJECTIONS: [&str; 17] = [
     "failed",
 ];
 
+/// Why one is refused of which nobody knows whose it is.
+const REJECTIONS_OF_UNKNOWN: [&str; 5] = [
+    "source_not_found",
+    "invalid_request",
+    "payload_too_large",
+    "headers_too_large",
+    "scope_missing",
+];
+
 /// What is counted and timed.
 #[derive(Debug)]
 pub struct Metrics {
@@ -53,6 +64,7 @@ pub struct Metrics {
     rejected: Family<Rejection, Counter>,
     calls: Family<Call, Counter>,
     call_seconds: Family<OfMethod, HistogramWithExemplars<Trace>>,
+    stream_ends: Family<Call, Counter>,
     webhooks: Family<WebhookAnswer, Counter>,
     webhook_seconds: Family<OfProvider, HistogramWithExemplars<Trace>>,
     delivered: Counter,
@@ -111,6 +123,7 @@ impl Default for Metrics {
             rejected: Family::default(),
             calls: Family::default(),
             call_seconds: Family::new_with_constructor(calls as _),
+            stream_ends: Family::default(),
             webhooks: Family::default(),
             webhook_seconds: Family::new_with_constructor(calls as _),
             delivered: Counter::default(),
@@ -129,8 +142,16 @@ impl Metrics {
             }
             let _ = self.ingest_seconds.get_or_create(&OfProvider { provider });
         }
-        let (provider, reason) = (UNKNOWN, "source_not_found");
-        let _ = self.rejected.get_or_create(&Rejection { provider, reason });
+        for reason in REJECTIONS_OF_UNKNOWN {
+            let provider = UNKNOWN;
+            let _ = self.rejected.get_or_create(&Rejection { provider, reason });
+        }
+    }
+
+    /// Shows the ends of the streams of a method, before one has ended.
+    pub fn expect_stream(&self, method: &'static str) {
+        let code = "OK";
+        let _ = self.stream_ends.get_or_create(&Call { method, code });
     }
 
     /// A webhook of a provider was taken or refused, and that took so long.
@@ -162,6 +183,11 @@ impl Metrics {
         self.calls.get_or_create(&Call { method, code }).inc();
         let histogram = self.call_seconds.get_or_create(&OfMethod { method });
         histogram.observe(took.as_secs_f64(), trace, None);
+    }
+
+    /// A stream that was open has ended: its method by full name, and the name of its gRPC status code.
+    pub fn stream_ended(&self, method: &'static str, code: &'static str) {
+        self.stream_ends.get_or_create(&Call { method, code }).inc();
     }
 
     /// A request at the webhook edge was answered with an HTTP status.
@@ -209,7 +235,7 @@ impl Metrics {
         );
         registry.register(
             "ingest_rejected",
-            "Webhooks that were refused, by why",
+            "Webhooks that were refused, by why; calls that were refused before a webhook was read are among verdict_rpc_calls",
             self.rejected.clone(),
         );
         registry.register(
@@ -222,6 +248,11 @@ impl Metrics {
             "How long a call took until the headers of its answer",
             Unit::Seconds,
             self.call_seconds.clone(),
+        );
+        registry.register(
+            "stream_ends",
+            "Streams that were open and have ended, by their status; CANCELLED if the caller went away or was cut off",
+            self.stream_ends.clone(),
         );
         registry.register(
             "webhook_answers",

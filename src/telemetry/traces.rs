@@ -212,6 +212,12 @@ pub(crate) fn go_on(span: &Span, trace: Option<&TraceContext>) {
     }
 }
 
+/// Has a span that nobody has entered yet be a part of another.
+pub(crate) fn be_part(span: &Span, whole: &Span) {
+    // Without traces there is nothing to be a part of.
+    let _ = span.set_parent(whole.context());
+}
+
 /// A trace that began elsewhere and is sent, to be linked to.
 pub(crate) fn sent(trace: &TraceContext) -> Option<SpanContext> {
     let context = context(trace).span().span_context().clone();

@@ -141,25 +141,43 @@ impl Gate {
         )
     }
 
-    /// Answers a call, or has it answered.
+    /// Answers a call, or has it answered, and has operators see it.
     async fn serve<S>(&self, mut request: Request<Body>, mut service: S) -> Response<Body>
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     {
-        let rule = self.rule(request.uri().path());
-        if rule == Rule::Open {
-            if let Some(connection) = request.extensions().get::<ConnectionInfo>() {
-                connection.seat.has_called();
+        let scope = match self.rule(request.uri().path()) {
+            Rule::Open => {
+                let observed = Observed::unspanned(&request, &self.metrics);
+                if let Some(connection) = request.extensions().get::<ConnectionInfo>() {
+                    connection.seat.has_called();
+                }
+                let answered = self.in_time(service.call(request), || false).await;
+                return observed.answered(answered);
             }
-            return self.in_time(service.call(request), || false).await;
-        }
-        let names = certificate_names(&request);
-        let authenticated = self.callers.authenticate(request.headers(), names);
-        let identity = self.metrics.begin("authenticate").of(authenticated).await;
-        let scope = match rule {
+            Rule::Known => None,
             Rule::Scope(scope) => Some(scope),
-            Rule::Open | Rule::Known => None,
         };
+        let mut observed = Observed::begin(&request, &self.metrics);
+        let names = certificate_names(&request);
+        let identity = self.callers.authenticate(request.headers(), names).await;
+        observed.authenticated(&mut request, identity.is_ok());
+        let answered = self.serve_as(identity, scope, request, service);
+        let response = answered.instrument(observed.span()).await;
+        observed.answered(response)
+    }
+
+    /// The same, once it is known who calls or that nobody knows them.
+    async fn serve_as<S>(
+        &self,
+        identity: Result<Identity, Refused>,
+        scope: Option<Scope>,
+        mut request: Request<Body>,
+        mut service: S,
+    ) -> Response<Body>
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    {
         let connection = request.extensions().get::<ConnectionInfo>().cloned();
         let entry = self
             .auditor
@@ -275,17 +293,11 @@ where
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         // The one that is ready, and a clone for the next call.
         let next = self.service.clone();
         let service = mem::replace(&mut self.service, next);
         let gate = Arc::clone(&self.gate);
-        let observed = Observed::begin(&mut request, &gate.metrics);
-        Box::pin(async move {
-            let served = gate.serve(request, service).instrument(observed.span());
-            let response = served.await;
-            observed.answered(&response);
-            Ok(response)
-        })
+        Box::pin(async move { Ok(gate.serve(request, service).await) })
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
-use tonic::{Request, Status};
+use tonic::{Code as GrpcCode, Request, Status};
 use tracing::{Instrument, Span, error, warn};
 use uuid::Uuid;
 
@@ -76,7 +76,50 @@ pub(super) struct Begun {
     span: Span,
 }
 
+/// A webhook that is refused before its way begins.
+pub(super) struct Refused {
+    /// As operators are told.
+    reason: &'static str,
+    status: Status,
+}
+
+impl Refused {
+    pub(super) fn invalid(field: &str, description: impl Into<String>) -> Self {
+        Self::with("invalid_request", status::invalid(field, description))
+    }
+
+    fn headers_too_large(description: impl Into<String>) -> Self {
+        Self::with("headers_too_large", status::invalid("headers", description))
+    }
+
+    fn with(reason: &'static str, status: Status) -> Self {
+        Self { reason, status }
+    }
+}
+
 impl Shared {
+    /// Counts a webhook that is refused, and says what its sender is told.
+    pub(super) fn refuse(&self, request: Option<&IngestRequest>, refused: Refused) -> Status {
+        let provider = request.map_or("", |request| &request.provider);
+        let account = request.map_or("", |request| account_or_default(&request.account));
+        self.ingestor.refused(provider, account, refused.reason);
+        refused.status
+    }
+
+    /// Counts a webhook that could not be read from its stream, and says how that ends.
+    pub(super) fn unreadable(&self, failed: Status) -> Status {
+        let reason = match failed.code() {
+            // An error of our own codec.
+            GrpcCode::InvalidArgument => Some("headers_too_large"),
+            _ => status::unread(&failed),
+        };
+        match reason {
+            Some(reason) => self.refuse(None, Refused::with(reason, status::detailed(failed))),
+            // The caller has gone.
+            None => failed,
+        }
+    }
+
     /// Begins to take a webhook, on a task of its own: a caller that goes away neither stops what has begun nor keeps
     /// it from being counted. The task waits for its turn, and holds what that gives it, until the webhook is taken.
     pub(super) fn begin<T: Send>(
@@ -85,10 +128,11 @@ impl Shared {
         request: IngestRequest,
         turn: impl Future<Output = T> + Send + 'static,
     ) -> Result<Begun, Status> {
-        self.check_limits(&request)?;
-        let return_event = request.return_event;
         let account = account_or_default(&request.account).to_owned();
-        let receipt = receipt(&call.caller, &request, &account)?;
+        let checked = self.check_limits(&request);
+        let checked = checked.and_then(|()| receipt(&call.caller, &request, &account));
+        let receipt = checked.map_err(|refused| self.refuse(Some(&request), refused))?;
+        let return_event = request.return_event;
         let webhook = RawWebhook {
             payload: request.payload,
             headers: request
@@ -141,13 +185,13 @@ impl Shared {
         finish.instrument(span).await
     }
 
-    fn check_limits(&self, request: &IngestRequest) -> Result<(), Status> {
+    fn check_limits(&self, request: &IngestRequest) -> Result<(), Refused> {
         let config = &self.config;
         if request.provider.is_empty() {
-            return Err(status::invalid("provider", "is missing"));
+            return Err(Refused::invalid("provider", "is missing"));
         }
         if request.payload.is_empty() {
-            return Err(status::invalid("payload", "is empty"));
+            return Err(Refused::invalid("payload", "is empty"));
         }
         if request.payload.len() > config.max_payload_bytes {
             let message = format!(
@@ -155,20 +199,21 @@ impl Shared {
                 request.payload.len(),
                 config.max_payload_bytes
             );
-            return Err(status::error(Code::PayloadTooLarge, message));
+            let status = status::error(Code::PayloadTooLarge, message);
+            return Err(Refused::with("payload_too_large", status));
         }
         if request.headers.len() > config.max_headers {
             let description = format!("holds more than {} headers", config.max_headers);
-            return Err(status::invalid("headers", description));
+            return Err(Refused::headers_too_large(description));
         }
         let header_bytes = request.headers.iter();
         let header_bytes: usize = header_bytes.map(|h| h.name.len() + h.value.len()).sum();
         if header_bytes > config.max_header_bytes {
             let description = format!("holds more than {} bytes", config.max_header_bytes);
-            return Err(status::invalid("headers", description));
+            return Err(Refused::headers_too_large(description));
         }
         if request.headers.iter().any(|header| header.name.is_empty()) {
-            return Err(status::invalid("headers", "holds a header without a name"));
+            return Err(Refused::invalid("headers", "holds a header without a name"));
         }
         Ok(())
     }
@@ -220,10 +265,11 @@ impl Shared {
 }
 
 /// When a webhook was received, and whether that was some time ago: the caller is believed if it may say so.
-fn receipt(caller: &Caller, request: &IngestRequest, account: &str) -> Result<Received, Status> {
+fn receipt(caller: &Caller, request: &IngestRequest, account: &str) -> Result<Received, Refused> {
     let provider = &request.provider;
     if !caller.may(Scope::Ingest, provider, account) {
-        return Err(status::scope_missing(Scope::Ingest));
+        let status = status::scope_missing(Scope::Ingest);
+        return Err(Refused::with("scope_missing", status));
     }
     let now = now();
     let Some(claimed) = request.received_at else {
@@ -234,6 +280,6 @@ fn receipt(caller: &Caller, request: &IngestRequest, account: &str) -> Result<Re
     }
     let claimed = jiff_timestamp(claimed).filter(|claimed| *claimed <= now);
     let claimed =
-        claimed.ok_or_else(|| status::invalid("received_at", "is not a time of the past"))?;
+        claimed.ok_or_else(|| Refused::invalid("received_at", "is not a time of the past"))?;
     Ok(Received::Before(claimed))
 }

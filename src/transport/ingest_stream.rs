@@ -23,12 +23,14 @@ use super::{
     INGEST_STREAM_BYTES, Shared,
     admission::Share,
     grpc::Responses,
-    ingest::{Begun, Call},
+    ingest::{Begun, Call, Refused},
     observation, status,
 };
-use crate::proto::{
-    IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
-    ingest_stream_response::Result as Answered,
+use crate::{
+    proto::{
+        IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
+        ingest_stream_response::Result as Answered,
+    },
 };
 
 /// How many requests of a stream may wait for their answers to be taken.
@@ -107,7 +109,7 @@ impl IngestStream {
                 Some(request) = read(&mut self.requests), if has_room => match request {
                     Ok(Some(request)) => self.take(request),
                     Ok(None) => self.stop_reading(None),
-                    Err(failed) => self.stop_reading(Some(status::detailed(failed))),
+                    Err(failed) => self.stop_reading(Some(self.shared.unreadable(failed))),
                 },
                 else => return self.end.take().map(Err),
             }
@@ -176,9 +178,11 @@ impl IngestStream {
     ) -> Result<Begun, Status> {
         if correlation_id.len() > MAX_CORRELATION_ID_BYTES {
             let description = format!("is longer than {MAX_CORRELATION_ID_BYTES} bytes");
-            return Err(status::invalid("correlation_id", description));
+            let refused = Refused::invalid("correlation_id", description);
+            return Err(self.shared.refuse(request.as_ref(), refused));
         }
-        let request = request.ok_or_else(|| status::invalid("request", "is missing"))?;
+        let missing = || Refused::invalid("request", "is missing");
+        let request = request.ok_or_else(|| self.shared.refuse(None, missing()))?;
         let (has_come, waits) = oneshot::channel();
         self.waits = Some(waits);
         // A request that is larger than all there is waits for all there is.

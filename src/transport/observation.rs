@@ -3,18 +3,23 @@
 
 use std::{
     collections::HashSet,
+    mem,
+    pin::Pin,
     sync::{Arc, LazyLock},
+    task::{Context, Poll},
     thread,
 };
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use opentelemetry::trace::Status as SpanStatus;
 use tokio::time::Instant;
-use tonic::{Code as GrpcCode, body::Body};
+use tonic::{Code as GrpcCode, Status, body::Body};
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::{auditing, authorization::peer};
+use super::{auditing, authorization::peer, status};
 use crate::{
     proto::DESCRIPTORS,
     telemetry::{
@@ -35,21 +40,51 @@ static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     of_verdict.chain(of_health).collect()
 });
 
+/// The rpc whose request is a webhook.
+const INGEST: &str = "verdict.v1.VerdictService/Ingest";
+
+/// Those of them whose answer is a stream.
+static STREAMS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let methods = DESCRIPTORS.services().flat_map(|service| {
+        let methods = service.methods();
+        let streams = methods.filter(|method| method.is_server_streaming());
+        let names = streams.map(|method| (service.full_name().to_owned(), method));
+        names.collect::<Vec<_>>()
+    });
+    methods
+        .map(|(service, method)| format!("{service}/{}", method.name()))
+        .collect()
+});
+
 /// A call that is being answered. One that is dropped before was given up.
 pub(super) struct Observed {
     method: Option<&'static str>,
     metrics: Arc<Metrics>,
     began: Instant,
     span: Span,
+    /// The step in which it is found out who calls. Whose trace it is in follows from what is found.
+    authenticating: Span,
     code: Option<GrpcCode>,
 }
 
 impl Observed {
-    /// A call that has come. Its span goes on with the trace of its caller, which handlers find in its extensions.
-    pub(super) fn begin(request: &mut Request<Body>, metrics: &Arc<Metrics>) -> Self {
-        let path = request.uri().path().trim_start_matches('/');
-        let method = METHODS.get(path).map(String::as_str);
-        let span = info_span!(
+    /// A call that anybody may make, and that probes make all day: it is counted, and no span.
+    pub(super) fn unspanned(request: &Request<Body>, metrics: &Arc<Metrics>) -> Self {
+        Self {
+            method: method(request),
+            metrics: Arc::clone(metrics),
+            began: Instant::now(),
+            span: Span::none(),
+            authenticating: Span::none(),
+            code: None,
+        }
+    }
+
+    /// A call that has come. It is not known yet who calls, so nothing may enter its span before [`Self::authenticated`].
+    pub(super) fn begin(request: &Request<Body>, metrics: &Arc<Metrics>) -> Self {
+        let mut observed = Self::unspanned(request, metrics);
+        let method = observed.method;
+        observed.span = info_span!(
             "rpc",
             otel.name = method.unwrap_or("grpc"),
             otel.kind = "server",
@@ -57,17 +92,25 @@ impl Observed {
             rpc.method = method.unwrap_or("_OTHER"),
             network.peer.address = peer(request).map(tracing::field::display),
         );
-        let trace = traces::of_headers(request.headers());
-        traces::go_on(&span, trace.as_ref());
+        observed.authenticating = info_span!(parent: None, "step", otel.name = "authenticate");
+        observed
+    }
+
+    /// It was found out who calls, or that nobody knows them. The call goes on with the trace of a known caller, which
+    /// handlers find in its extensions; nobody else can have us write into a trace, or decide what is sent.
+    pub(super) fn authenticated(&mut self, request: &mut Request<Body>, is_known: bool) {
+        let trace = traces::of_headers(request.headers()).filter(|_| is_known);
+        traces::go_on(&self.span, trace.as_ref());
         if let Some(trace) = trace {
             request.extensions_mut().insert(trace);
         }
-        Self {
-            method,
-            metrics: Arc::clone(metrics),
-            began: Instant::now(),
-            span,
-            code: None,
+        self.end_authenticating();
+    }
+
+    fn end_authenticating(&mut self) {
+        let step = mem::replace(&mut self.authenticating, Span::none());
+        if !step.is_none() {
+            traces::be_part(&step, &self.span);
         }
     }
 
@@ -76,17 +119,29 @@ impl Observed {
         self.span.clone()
     }
 
-    /// The call has its answer; a stream is open.
-    pub(super) fn answered<B>(mut self, response: &Response<B>) {
-        let status = response.headers().get("grpc-status");
-        let number = status.and_then(|status| status.to_str().ok()?.parse().ok());
+    /// The call has its answer. If that is a stream that is open now, its end is seen too.
+    pub(super) fn answered(mut self, response: Response<Body>) -> Response<Body> {
+        let code = code(response.headers());
+        if self.method == Some(INGEST)
+            && let Some(reason) = status::unread_by_tonic(response.headers())
+        {
+            self.metrics.rejected(UNKNOWN, reason);
+        }
         // An answer without a status is one that will end well, as far as anybody can know yet.
-        self.code = Some(number.map_or(GrpcCode::Ok, GrpcCode::from_i32));
+        self.code = Some(code.unwrap_or(GrpcCode::Ok));
+        match self.method.filter(|method| STREAMS.contains(*method)) {
+            Some(method) if code.is_none() => {
+                let metrics = Arc::clone(&self.metrics);
+                response.map(|body| Body::new(Streamed::new(body, method, metrics)))
+            }
+            _ => response,
+        }
     }
 }
 
 impl Drop for Observed {
     fn drop(&mut self) {
+        self.end_authenticating();
         let code = self.code.unwrap_or(match thread::panicking() {
             true => GrpcCode::Internal,
             false => GrpcCode::Cancelled,
@@ -98,6 +153,77 @@ impl Drop for Observed {
         let method = self.method.unwrap_or(UNKNOWN);
         self.metrics
             .called(method, name, self.began.elapsed(), trace);
+    }
+}
+
+/// The method that is called, if there is one.
+fn method(request: &Request<Body>) -> Option<&'static str> {
+    let path = request.uri().path().trim_start_matches('/');
+    METHODS.get(path).map(String::as_str)
+}
+
+/// The status in the headers or trailers of an answer.
+fn code(headers: &HeaderMap) -> Option<GrpcCode> {
+    let number = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    Some(GrpcCode::from_i32(number))
+}
+
+/// Shows the ends of streams before one has ended.
+pub(super) fn expect_streams(metrics: &Metrics) {
+    for method in STREAMS.iter() {
+        metrics.expect_stream(method);
+    }
+}
+
+/// A stream that is open, as it is taken. One that is dropped before its end was given up by its caller, or cut off.
+struct Streamed {
+    body: Body,
+    method: &'static str,
+    metrics: Arc<Metrics>,
+    code: GrpcCode,
+}
+
+impl Streamed {
+    fn new(body: Body, method: &'static str, metrics: Arc<Metrics>) -> Self {
+        Self {
+            body,
+            method,
+            metrics,
+            code: GrpcCode::Cancelled,
+        }
+    }
+}
+
+impl HttpBody for Streamed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            self.code = code(trailers).unwrap_or(GrpcCode::Unknown);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        let code = auditing::name(self.code);
+        self.metrics.stream_ended(self.method, code);
     }
 }
 

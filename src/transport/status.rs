@@ -149,6 +149,22 @@ impl From<erase::EndError> for Status {
     }
 }
 
+/// Why tonic refused a request that it could not read, as operators are told, if that is what an answer says. All errors of
+/// ours have details.
+pub(super) fn unread_by_tonic(headers: &http::HeaderMap) -> Option<&'static str> {
+    let status = Status::from_header_map(headers)?;
+    status.details().is_empty().then(|| unread(&status))?
+}
+
+/// Why a request could not be read, as operators are told, if that is what an error of tonic says.
+pub(super) fn unread(status: &Status) -> Option<&'static str> {
+    match status.code() {
+        GrpcCode::OutOfRange | GrpcCode::ResourceExhausted => Some("payload_too_large"),
+        GrpcCode::Internal => Some("invalid_request"),
+        _ => None,
+    }
+}
+
 /// Gives the errors that tonic makes itself, before a handler runs, the details that all our errors have.
 pub(super) fn with_details<B: Default>(response: http::Response<B>) -> http::Response<B> {
     match Status::from_header_map(response.headers()) {

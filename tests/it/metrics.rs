@@ -67,6 +67,7 @@ verdict_rpc_duration_seconds histogram le method
 verdict_secret_known_since_timestamp_seconds gauge account kind provider secret_id
 verdict_secret_last_used_timestamp_seconds gauge account kind provider secret_id
 verdict_secret_uses_total counter account kind provider secret_id
+verdict_stream_ends_total counter code method
 verdict_subscription_events_total counter
 verdict_subscription_fell_behind_total counter
 verdict_tls_certificate_expiry_timestamp_seconds gauge

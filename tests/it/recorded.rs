@@ -1,17 +1,17 @@
 //! What is counted and timed on the way of webhooks and calls.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{encoding::text, registry::Registry};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use verdict::{
     config::ServerConfig,
     log::EventLog,
     proto::{
-        IngestRequest, SubscribeRequest, admin_service_client::AdminServiceClient,
-        verdict_service_client::VerdictServiceClient,
+        IngestRequest, IngestStreamRequest, SubscribeRequest,
+        admin_service_client::AdminServiceClient, verdict_service_client::VerdictServiceClient,
     },
     telemetry::Telemetry,
     transport::{self, Access, Listeners, Service},
@@ -19,7 +19,7 @@ use verdict::{
 
 use crate::{
     support::{
-        connect, fixture_sources, from_earliest, gu1_body, gu1_request, memory_log, next,
+        PATIENCE, connect, fixture_sources, from_earliest, gu1_body, gu1_request, memory_log, next,
         next_event, requests, server_config,
     },
     troubled_log::TroubledLog,
@@ -142,7 +142,6 @@ async fn every_webhook_is_timed_and_every_refusal_has_one_reason() {
         recording.number(&name)
     };
     let steps = [
-        "authenticate",
         "find_source",
         "verify",
         "normalize",
@@ -150,7 +149,116 @@ async fn every_webhook_is_timed_and_every_refusal_has_one_reason() {
         "answer",
         "decrypt",
     ];
-    assert_eq!(steps.map(step), [6, 6, 5, 1, 1, 1, 0]);
+    assert_eq!(steps.map(step), [6, 5, 1, 1, 1, 0]);
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_refused_before_its_way_begins_is_counted_too() {
+    let recording = Recording::start(memory_log(), server_config()).await;
+    let most = server_config().max_payload_bytes;
+    let of_size = |bytes: usize| gu1(|it| it.payload = vec![b' '; bytes].into());
+    let unary: [(&str, &str, IngestRequest); 6] = [
+        ("gu1", "payload_too_large", of_size(most + 1)),
+        ("unknown", "payload_too_large", of_size(4 * most)),
+        ("gu1", "invalid_request", of_size(0)),
+        ("unknown", "invalid_request", gu1(|it| it.provider.clear())),
+        (
+            "gu1",
+            "headers_too_large",
+            gu1(|it| it.headers = vec![it.headers[0].clone(); 101]),
+        ),
+        (
+            "unknown",
+            "headers_too_large",
+            gu1(|it| {
+                it.account = "Erika".to_owned();
+                it.headers[0].value = "a".repeat(100_000);
+            }),
+        ),
+    ];
+    let of = |provider: &str, reason: &str| {
+        let labels = format!("provider=\"{provider}\",reason=\"{reason}\"");
+        recording.number(&format!("ingest_rejected_total{{{labels}}}"))
+    };
+    for (provider, reason, request) in unary {
+        assert_eq!(recording.refused(request).await, Code::InvalidArgument);
+        assert_eq!(of(provider, reason), 1, "{provider} {reason}");
+    }
+
+    let (sender, receiver) = requests();
+    let answers = recording.client().await.ingest_stream(receiver).await;
+    let mut answers = answers.unwrap().into_inner();
+    let without = |correlation_id: &str, request| IngestStreamRequest {
+        correlation_id: correlation_id.to_owned(),
+        request,
+    };
+    for (provider, reason, request) in [
+        (
+            "gu1",
+            "payload_too_large",
+            without("", Some(of_size(most + 1))),
+        ),
+        ("unknown", "invalid_request", without("", None)),
+        (
+            "gu1",
+            "invalid_request",
+            without(&"a".repeat(129), Some(gu1(|_| {}))),
+        ),
+    ] {
+        sender.send(request).await.unwrap();
+        answers.message().await.unwrap().expect("an answer");
+        assert_eq!(of(provider, reason), 2, "{provider} {reason}");
+    }
+    sender
+        .send(without("", Some(of_size(4 * most))))
+        .await
+        .unwrap();
+    assert_eq!(
+        answers.message().await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    assert_eq!(of("unknown", "payload_too_large"), 2);
+}
+
+#[tokio::test]
+async fn the_end_of_each_stream_is_counted() {
+    let recording = Recording::start(memory_log(), server_config()).await;
+    let mut client = recording.client().await;
+    let ended = async |method: &str, code: &str| {
+        let labels = format!("method=\"verdict.v1.VerdictService/{method}\",code=\"{code}\"");
+        let counted = async {
+            while recording.number(&format!("stream_ends_total{{{labels}}}")) == 0 {
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let counted = time::timeout(PATIENCE, counted).await;
+        counted.unwrap_or_else(|_| panic!("{labels}"));
+    };
+    let all = SubscribeRequest {
+        stop_when_caught_up: true,
+        ..from_earliest()
+    };
+    let mut stream = client.subscribe(all).await.unwrap().into_inner();
+    while stream.message().await.unwrap().is_some() {}
+    ended("Subscribe", "OK").await;
+
+    drop(client.subscribe(from_earliest()).await.unwrap());
+    ended("Subscribe", "CANCELLED").await;
+
+    let (sender, receiver) = requests();
+    let mut answers = client.ingest_stream(receiver).await.unwrap().into_inner();
+    drop(sender);
+    assert!(answers.message().await.unwrap().is_none());
+    ended("IngestStream", "OK").await;
+
+    let mut stream = client
+        .subscribe(from_earliest())
+        .await
+        .unwrap()
+        .into_inner();
+    recording.stop.cancel();
+    while let Ok(Some(_)) = stream.message().await {}
+    ended("Subscribe", "UNAVAILABLE").await;
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use tokio::{
     time,
 };
 use tonic::{Code, Request, client::Grpc, codec::Streaming};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 use verdict::{
     proto::{
@@ -390,6 +391,9 @@ async fn only_what_is_our_fault_is_an_error() {
         .unary(Request::new(from_earliest()), path, codec)
         .await;
     assert_eq!(unknown.unwrap_err().code(), Code::Unimplemented);
+    // Probes ask all day.
+    let mut health = HealthClient::new(connect(&serving.endpoint).await);
+    health.check(HealthCheckRequest::default()).await.unwrap();
     end(serving);
 
     let spans = receiver.spans();
@@ -415,10 +419,11 @@ async fn only_what_is_our_fault_is_an_error() {
     ]);
     assert_eq!(unknown.attributes, expected);
     assert!(!receiver.text().contains("Erika"));
+    assert!(!receiver.text().contains("Health"));
 }
 
 #[tokio::test]
-async fn a_call_names_its_caller_once_that_is_known() {
+async fn a_caller_is_named_and_its_trace_believed_once_it_is_known() {
     let receiver = Receiver::start();
     let place = place(&receiver, "1.0");
     let token = "a-token-of-the-tests";
@@ -429,9 +434,12 @@ async fn a_call_names_its_caller_once_that_is_known() {
     ));
     let serving = place.serve();
     let mut client = serving.client().await;
-    let unknown = client.ingest(gu1_request(gu1_body("1"))).await.unwrap_err();
-    assert_eq!(unknown.code(), Code::Unauthenticated);
-    let mut known = Request::new(gu1_request(gu1_body("1")));
+    for is_sent in [true, false] {
+        let unknown = traced(gu1_request(gu1_body("1")), is_sent);
+        let refused = client.ingest(unknown).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated);
+    }
+    let mut known = traced(gu1_request(gu1_body("1")), true);
     let bearer = format!("Bearer {token}").parse().unwrap();
     known.metadata_mut().insert("authorization", bearer);
     ingest(&serving, known).await;
@@ -444,13 +452,15 @@ async fn a_call_names_its_caller_once_that_is_known() {
         (
             attribute("rpc.response.status_code").unwrap(),
             attribute("caller.name"),
+            span.trace_id == TRACE,
         )
     });
-    let expected = [
-        ("OK".to_owned(), Some("gateway".to_owned())),
-        ("UNAUTHENTICATED".to_owned(), None),
-    ];
-    assert_eq!(named.collect::<BTreeSet<_>>(), expected.into());
+    let mut named: Vec<_> = named.collect();
+    named.sort_unstable();
+    // What somebody unknown says of a trace decides nothing.
+    let unknown = ("UNAUTHENTICATED", None, false);
+    let expected = [("OK", Some("gateway"), true), unknown, unknown];
+    assert_eq!(named, expected);
     assert!(!receiver.text().contains(token));
 }
 

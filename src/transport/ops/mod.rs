@@ -20,6 +20,7 @@ use self::lookup::Lookup;
 use super::{
     Shared,
     health::{self, Readiness},
+    observation,
     tls::ServerTls,
 };
 use crate::telemetry::{exposition::Format, process::ProcessMetrics};
@@ -50,6 +51,7 @@ fn registry(shared: &Shared, tls: &ServerTls, readiness: Readiness) -> Registry 
     let metrics = &shared.telemetry.metrics;
     let sources = shared.ingestor.sources().iter();
     metrics.expect(sources.map(|source| source.provider.name()));
+    observation::expect_streams(metrics);
     metrics.register(verdict);
     if let Some(measures) = shared.log.measures() {
         measures.register(verdict);
