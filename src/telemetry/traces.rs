@@ -218,6 +218,18 @@ pub(crate) fn be_part(span: &Span, whole: &Span) {
     let _ = span.set_parent(whole.context());
 }
 
+/// Links a span to another, which has no say in whether it is sent.
+pub(crate) fn link(span: &Span, other: &Span) {
+    // From here on it is decided.
+    let _ = span.context();
+    let context = other.context();
+    let other = context.span();
+    let place = other.span_context();
+    if place.is_sampled() {
+        span.add_link(place.clone());
+    }
+}
+
 /// A trace that began elsewhere and is sent, to be linked to.
 pub(crate) fn sent(trace: &TraceContext) -> Option<SpanContext> {
     let context = context(trace).span().span_context().clone();

@@ -31,6 +31,7 @@ use crate::{
         IngestRequest, IngestResponse, IngestStreamRequest, IngestStreamResponse,
         ingest_stream_response::Result as Answered,
     },
+    telemetry::traces,
 };
 
 /// How many requests of a stream may wait for their answers to be taken.
@@ -135,7 +136,9 @@ impl IngestStream {
             correlation_id,
             request,
         } = request;
-        let span = info_span!(parent: self.call.span(), "ingest");
+        // A trace of its own: a stream stays open for days, and one decision for all of its webhooks would be none.
+        let span = info_span!(parent: None, "ingest");
+        traces::link(&span, self.call.span());
         let begun = self.begin(&correlation_id, request, request_bytes, &span);
         let begun = begun.map_err(|refused| (refused, self.count_refused()));
         let shared = self.shared.clone();

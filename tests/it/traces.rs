@@ -237,7 +237,6 @@ async fn what_a_caller_does_not_send_is_not_sent_and_what_begins_here_is() {
     let unsent = ingest(&serving, traced(gu1_request(gu1_body("1")), false)).await;
     let trace = event(&serving, &unsent).await.trace.unwrap();
     let ours = ingest(&serving, Request::new(gu1_request(gu1_body("2")))).await;
-    let mut stream = subscribe(&serving, "risk").await;
     for expected in [&unsent, &ours] {
         assert_eq!(next_event(&mut stream).await.event_id, *expected);
     }
@@ -319,9 +318,9 @@ async fn a_delivery_is_linked_to_the_trace_of_its_event() {
 }
 
 #[tokio::test]
-async fn each_webhook_of_a_stream_is_a_part_of_it() {
+async fn each_webhook_of_a_stream_begins_a_trace_which_is_linked_to_that_of_the_stream() {
     let receiver = Receiver::start();
-    let place = place(&receiver, "0.0");
+    let place = place(&receiver, "1.0");
     let serving = place.serve();
     let (sender, receiver_of_requests) = requests();
     let mut client = serving.client().await;
@@ -351,11 +350,16 @@ async fn each_webhook_of_a_stream_is_a_part_of_it() {
         (stream.trace_id.as_str(), stream.parent_id.as_str()),
         (TRACE, CALLER)
     );
-    assert_eq!(
-        parts(&spans, stream),
-        BTreeSet::from(["authenticate", "ingest"])
-    );
+    assert_eq!(parts(&spans, stream), BTreeSet::from(["authenticate"]));
     let webhooks: Vec<_> = spans.iter().filter(|span| span.name == "ingest").collect();
+    let traces: BTreeSet<_> = webhooks.iter().map(|span| span.trace_id.as_str()).collect();
+    assert_eq!(traces.len(), 3, "{spans:#?}");
+    let of_stream = [(TRACE.to_owned(), stream.span_id.clone())];
+    for webhook in &webhooks {
+        assert_ne!(webhook.trace_id, TRACE);
+        assert_eq!(webhook.parent_id, "");
+        assert_eq!(webhook.links, of_stream);
+    }
     let taken = webhooks
         .iter()
         .find(|span| span.attributes.contains_key("event.id"));
@@ -370,6 +374,31 @@ async fn each_webhook_of_a_stream_is_a_part_of_it() {
     );
     assert_eq!(webhooks.len(), 3);
     assert!(webhooks.iter().all(|span| !span.is_error));
+}
+
+#[tokio::test]
+async fn the_trace_of_a_stream_does_not_decide_for_its_webhooks() {
+    let receiver = Receiver::start();
+    let place = place(&receiver, "0.0");
+    let serving = place.serve();
+    let (sender, receiver_of_requests) = requests();
+    let mut client = serving.client().await;
+    let opened = client
+        .ingest_stream(traced(receiver_of_requests, true))
+        .await;
+    let request = IngestStreamRequest {
+        correlation_id: String::new(),
+        request: Some(gu1_request(gu1_body("1"))),
+    };
+    sender.send(request).await.unwrap();
+    drop(sender);
+    let mut answers = opened.unwrap().into_inner();
+    answers.message().await.unwrap().expect("an answer");
+    assert!(answers.message().await.unwrap().is_none());
+    end(serving);
+    let spans = receiver.spans();
+    only(&spans, "verdict.v1.VerdictService/IngestStream");
+    assert_eq!(spans.len(), 2, "{spans:#?}");
 }
 
 #[tokio::test]
@@ -445,10 +474,11 @@ async fn a_caller_is_named_and_its_trace_believed_once_it_is_known() {
     ingest(&serving, known).await;
     end(serving);
 
-    let calls = receiver.spans();
-    let calls = calls.iter().filter(|span| span.kind == SpanKind::Server);
+    let spans = receiver.spans();
+    let calls = spans.iter().filter(|span| span.kind == SpanKind::Server);
     let named = calls.map(|span| {
-        let attribute = |name: &str| span.attributes.get(name).cloned();
+        assert!(parts(&spans, span).contains("authenticate"), "{spans:#?}");
+        let attribute = |name: &str| span.attributes.get(name).map(String::as_str);
         (
             attribute("rpc.response.status_code").unwrap(),
             attribute("caller.name"),
