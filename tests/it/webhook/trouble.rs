@@ -92,6 +92,31 @@ async fn a_provider_that_hangs_up_stops_nothing() {
 }
 
 #[tokio::test]
+async fn who_half_closes_after_a_request_hears_the_answer() {
+    let (log, edge) = held_back().await;
+    let source = fixture_source("gu1");
+    let webhook = post("/webhooks/gu1", &sign(&source, gu1_body("1")));
+    let mut wire = edge.connect().await;
+    wire.write(&webhook).await;
+    log.held_back(1).await;
+    wire.shut_down().await;
+    // The server has seen it once other requests were answered.
+    for _ in 0..2 {
+        let other = edge.send(b"GET / HTTP/1.1\r\nHost: e\r\n\r\n").await;
+        assert_eq!(other.status, 404);
+    }
+    log.set_gate(true);
+    assert_eq!(wire.answer().await.status, 200);
+    assert_eq!(wire.rest().await, "");
+    // What was not said to the end is not waited for.
+    let mut wire = edge.connect().await;
+    wire.write(&webhook[..webhook.len() - 1]).await;
+    wire.shut_down().await;
+    assert_eq!(wire.answer().await.status, 400);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_provider_is_answered_before_its_patience_ends() {
     let (log, edge) = held_back().await;
     let kayle = fixture_source("kayle");
