@@ -15,6 +15,7 @@ use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig, WithTon
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
+    resource::TelemetryResourceDetector,
     trace::{
         BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingResult, SdkTracerProvider,
         ShouldSample,
@@ -29,6 +30,7 @@ use tonic::{
 use tracing::{Span, Subscriber, level_filters::LevelFilter};
 use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt};
 use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
+use uuid::Uuid;
 
 use super::{
     logs::crate_name,
@@ -138,17 +140,19 @@ fn exporter(otlp: &Otlp) -> Result<OtlpExporter, ExportError> {
 
 /// What is told of this process.
 fn resource(otlp: &Otlp) -> Resource {
+    #[expect(clippy::disallowed_methods, reason = "it tells processes apart")]
+    let instance = Uuid::new_v4().to_string();
     let ours = [
-        ("service.name", crate_name()),
-        ("service.version", NORMALIZER_VERSION),
+        KeyValue::new("service.name", crate_name()),
+        KeyValue::new("service.version", NORMALIZER_VERSION),
+        KeyValue::new("service.instance.id", instance),
     ];
-    let ours = ours
-        .into_iter()
-        .filter(|(name, _)| !otlp.resource.contains_key(*name));
-    let ours = ours.map(|(name, value)| KeyValue::new(name, value));
+    let is_ours = |attribute: &KeyValue| !otlp.resource.contains_key(attribute.key.as_str());
+    let ours = ours.into_iter().filter(is_ours);
     let configured = otlp.resource.iter();
     let configured = configured.map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
     Resource::builder_empty()
+        .with_detector(Box::new(TelemetryResourceDetector))
         .with_attributes(ours.chain(configured))
         .build()
 }

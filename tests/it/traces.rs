@@ -160,8 +160,18 @@ async fn a_call_is_a_span_of_its_callers_trace_and_each_step_a_part_of_it() {
         ("service.name", "verdict"),
         ("service.version", env!("CARGO_PKG_VERSION")),
         ("deployment.environment.name", "test"),
+        ("telemetry.sdk.language", "rust"),
+        ("telemetry.sdk.name", "opentelemetry"),
     ]);
-    assert!(receiver.resources().iter().all(|one| *one == resource));
+    let mut instances = BTreeSet::new();
+    for mut one in receiver.resources() {
+        instances.extend(one.remove("service.instance.id"));
+        assert!(one.remove("telemetry.sdk.version").is_some());
+        assert_eq!(one, resource);
+    }
+    assert_eq!(instances.len(), 1, "{instances:?}");
+    let instance = instances.pop_first().unwrap();
+    assert!(uuid::Uuid::parse_str(&instance).is_ok(), "{instance}");
 }
 
 /// Posts a webhook of Gu1 at the edge, with a trace that nobody is to believe.
