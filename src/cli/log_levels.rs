@@ -10,7 +10,7 @@ use crate::proto::{SetLogLevelsRequest, admin_service_client::AdminServiceClient
 /// Shows which log lines a running server writes, and changes that until it is restarted.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The new levels, by module: "info,verdict::ingest=debug". Without, the current ones are shown.
+    /// The new levels, by module: "info,verdict::ending=debug". Without, the current ones are shown.
     levels: Option<String>,
 
     /// Go back to the levels of the server's configuration.

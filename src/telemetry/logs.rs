@@ -42,12 +42,22 @@ impl LogLevels {
     }
 
     /// Puts others in force, `None` those of the configuration, and returns those that were before and those that are now.
+    /// There is a line about it if either of them let it pass.
     pub fn set(&self, levels: Option<Levels>) -> (Levels, Levels) {
         let levels = levels.unwrap_or_else(|| self.configured.clone());
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let tell = || tracing::info!(previous = %current, %levels, "the log levels are changed");
+        let is_told = current.targets.would_enable(module_path!(), &Level::INFO);
+        let is_change = *current != levels;
+        if is_change && is_told {
+            tell();
+        }
         if let Some(filter) = &self.filter {
             // It can only fail when the subscriber is gone, and lasts as long as the process.
             let _ = filter.reload(levels.targets.clone());
+        }
+        if is_change && !is_told {
+            tell();
         }
         let previous = std::mem::replace(&mut *current, levels.clone());
         (previous, levels)
@@ -63,6 +73,10 @@ impl LogLevels {
 pub(super) fn crate_name() -> &'static str {
     env!("CARGO_CRATE_NAME")
 }
+
+/// Libraries that tell at the level info what only their makers want to know. Unless a list names them, they have no more
+/// than their warnings.
+const TALKATIVE: [&str; 2] = ["fjall", "lsm_tree"];
 
 /// Levels by module: a list like `info,verdict::ingest=debug`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -104,6 +118,12 @@ impl FromStr for Levels {
                 // A module alone would mean all of its lines and no others: a mistyped level would silence everything.
                 None => targets.with_default(level(part).ok_or_else(malformed)?),
             };
+        }
+        let default = targets.default_level().unwrap_or(LevelFilter::OFF);
+        for module in TALKATIVE {
+            if !targets.iter().any(|(named, _)| named == module) {
+                targets = targets.with_target(module, default.min(LevelFilter::WARN));
+            }
         }
         let text = text.trim().to_owned();
         Ok(Self { text, targets })
@@ -244,6 +264,27 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn talkative_libraries_only_warn_unless_they_are_named() {
+        let shows = |levels: &str, module: &str, level| {
+            let levels: Levels = levels.parse().unwrap();
+            levels.targets.would_enable(module, &level)
+        };
+        for levels in ["info", "debug", "verdict=warn,trace", "debug,lsm_tree=info"] {
+            assert!(shows(levels, "fjall::batch", Level::WARN), "{levels}");
+            assert!(!shows(levels, "fjall::batch", Level::INFO), "{levels}");
+            assert!(shows(levels, "hyper", Level::INFO), "{levels}");
+        }
+        assert!(shows("info,fjall=debug", "fjall::batch", Level::DEBUG));
+        assert!(shows(
+            "info,fjall::batch=debug",
+            "fjall::batch",
+            Level::DEBUG
+        ));
+        assert!(!shows("error", "lsm_tree", Level::WARN));
+        assert!(!shows("off", "lsm_tree", Level::ERROR));
+    }
 
     #[test]
     fn a_text_that_would_silence_everything_by_mistake_is_refused() {

@@ -175,9 +175,6 @@ impl AdminService for Admin {
                 log_levels.set(Some(levels))
             }
         };
-        if previous != levels {
-            tracing::info!(%previous, %levels, "the log levels were changed");
-        }
         Ok(Response::new(SetLogLevelsResponse {
             previous_levels: previous.to_string(),
             levels: levels.to_string(),

@@ -223,7 +223,7 @@ async fn that_traces_cannot_be_sent_is_told_without_what_is_sent_along() {
 async fn the_levels_are_changed_while_the_server_runs() {
     let place = Place::new();
     let logging = Logging::start(&place, "json").await;
-    let configured = "info,fjall=warn,lsm_tree=warn";
+    let configured = "info";
     let same = SetLogLevelsResponse {
         previous_levels: configured.to_owned(),
         levels: configured.to_owned(),
@@ -250,6 +250,28 @@ async fn the_levels_are_changed_while_the_server_runs() {
     let accepted = lines.filter(|line| line["message"] == "event accepted");
     let accepted: Vec<_> = accepted.map(|line| line["event.id"].clone()).collect();
     assert_eq!(accepted, [second, fourth]);
+}
+
+#[tokio::test]
+async fn who_silences_the_log_is_told_in_it() {
+    let place = Place::new();
+    let logging = Logging::start(&place, "json").await;
+    logging.set(Some("off")).await;
+    let line: Value = serde_json::from_str(&logging.line("log levels").await).unwrap();
+    assert_eq!(
+        (&line["previous"], &line["levels"]),
+        (&"info".into(), &"off".into())
+    );
+    logging.set(Some("debug")).await;
+    logging.line(r#""previous":"off""#).await;
+    // Each change is told once.
+    logging.set(Some("debug")).await;
+    logging.set(Some("info")).await;
+    logging.line(r#""previous":"debug""#).await;
+    assert_eq!(
+        logging.text().matches("the log levels are changed").count(),
+        3
+    );
 }
 
 #[tokio::test]
@@ -303,7 +325,7 @@ async fn the_levels_are_shown_and_set_from_the_command_line() {
             String::from_utf8(output.stdout).unwrap(),
         )
     };
-    let configured = (Some(0), "info,fjall=warn,lsm_tree=warn\n".to_owned());
+    let configured = (Some(0), "info\n".to_owned());
     let table = ["--format", "table"];
     assert_eq!(log_levels(&table), configured);
     assert_eq!(
