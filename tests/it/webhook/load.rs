@@ -14,7 +14,7 @@ use crate::support::{
 const CONNECTIONS: usize = 64;
 
 /// `VERDICT_LOAD_POSTS` says how many webhooks are posted. The goal is 50 ms for all but one in a hundred, with a build for
-/// release; here machines are slow and busy, and what is asserted is far below the shortest patience of a provider.
+/// release; here machines are slow and busy, and what is asserted is half of the shortest patience of a provider.
 #[expect(clippy::print_stdout, reason = "figures for whoever asks for them")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_answers_come_long_before_patience_ends() {
@@ -47,6 +47,6 @@ async fn under_load_answers_come_long_before_patience_ends() {
         "{} posts on {CONNECTIONS} connections, {rate:.0}/s: median {median:?}, p99 {p99:?}, longest {longest:?}",
         times.len()
     );
-    assert!(p99 < Duration::from_secs(1), "{p99:?}");
+    assert!(p99 < Duration::from_millis(2500), "{p99:?}");
     edge.stop().await;
 }
