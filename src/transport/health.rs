@@ -20,7 +20,7 @@ const SERVICES: [&str; 3] = [
 ];
 
 /// What tells whether the server is to be sent calls and webhooks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct State {
     /// Whether the log can write.
     pub(super) log_writable: bool,
@@ -53,7 +53,7 @@ impl Health {
                 draining: false,
             }),
         };
-        health.tell(|_| ()).await;
+        health.report(ServingStatus::Serving).await;
         health
     }
 
@@ -63,11 +63,20 @@ impl Health {
     }
 
     async fn tell(&self, change: impl FnOnce(&mut State)) {
-        self.state.send_modify(change);
-        let status = match self.state.borrow().is_ready() {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
-        };
+        let has_changed = self.state.send_if_modified(|state| {
+            let before = *state;
+            change(state);
+            *state != before
+        });
+        let is_ready = self.state.borrow().is_ready();
+        match (has_changed, is_ready) {
+            (false, _) => {}
+            (true, true) => self.report(ServingStatus::Serving).await,
+            (true, false) => self.report(ServingStatus::NotServing).await,
+        }
+    }
+
+    async fn report(&self, status: ServingStatus) {
         for service in SERVICES {
             self.reporter.set_service_status(service, status).await;
         }

@@ -214,6 +214,7 @@ async fn a_webhook_that_is_posted_begins_a_trace_of_its_own() {
     let expected = attributes(&[
         ("http.request.method", "POST"),
         ("http.route", "/webhooks/{provider}/{account}"),
+        ("url.scheme", "http"),
         ("url.path", "/webhooks/gu1"),
         ("http.response.status_code", "200"),
         ("network.peer.address", "127.0.0.1"),
@@ -231,6 +232,7 @@ async fn a_webhook_that_is_posted_begins_a_trace_of_its_own() {
     let unknown = only(&spans, "HTTP");
     let expected = attributes(&[
         ("http.request.method", "POST"),
+        ("url.scheme", "http"),
         ("http.response.status_code", "404"),
         ("network.peer.address", "127.0.0.1"),
     ]);

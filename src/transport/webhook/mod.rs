@@ -83,7 +83,11 @@ async fn answer(State(edge): State<Edge>, request: Request) -> Response {
     let has_body = !request.body().is_end_stream();
     let source = edge.source(request.uri().path());
     let metrics = &edge.shared.telemetry.metrics;
-    let observed = Observed::begin(&request, source, begun);
+    let scheme = match edge.shared.config.webhook_tls {
+        Some(_) => "https",
+        None => "http",
+    };
+    let observed = Observed::begin(&request, source, scheme, begun);
     let taken = match source {
         Some(source) => {
             let taking = edge.take(source, request, begun, &observed);

@@ -26,7 +26,12 @@ pub(super) struct Observed {
 impl Observed {
     /// A request that has come just now, for this source if it is one that is configured. It begins a trace: what the
     /// internet says of traces is not believed. What it says of itself, a method or a path that is not ours, is not told.
-    pub(super) fn begin(request: &Request, source: Option<&Arc<Source>>, begun: Instant) -> Self {
+    pub(super) fn begin(
+        request: &Request,
+        source: Option<&Arc<Source>>,
+        scheme: &str,
+        begun: Instant,
+    ) -> Self {
         let is_post = request.method() == Method::POST;
         let peer = request.extensions().get::<ConnectionInfo>();
         let peer = peer.map(|connection| connection.peer.ip());
@@ -38,6 +43,7 @@ impl Observed {
             otel.kind = "server",
             http.request.method = if is_post { "POST" } else { "_OTHER" },
             http.route = route,
+            url.scheme = scheme,
             url.path = source.map(|_| request.uri().path()),
             network.peer.address = peer.map(field::display),
         );
