@@ -105,10 +105,15 @@ fn micros(duration: Duration) -> u64 {
         .max(1)
 }
 
-/// One call, of which the answer must be good.
-pub(crate) async fn call(channel: &Channel, path: &'static str, message: Bytes) -> Bytes {
+async fn ready(channel: &Channel) -> Grpc<Channel> {
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.expect("a connection");
+    grpc
+}
+
+/// One call, of which the answer must be good.
+pub(crate) async fn call(channel: &Channel, path: &'static str, message: Bytes) -> Bytes {
+    let mut grpc = ready(channel).await;
     let path = PathAndQuery::from_static(path);
     let answer = grpc
         .unary(tonic::Request::new(message), path, RawCodec)
@@ -201,8 +206,7 @@ async fn open(
     path: &'static str,
     messages: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Streaming<Bytes> {
-    let mut grpc = Grpc::new(channel.clone());
-    grpc.ready().await.expect("a connection");
+    let mut grpc = ready(channel).await;
     let path = PathAndQuery::from_static(path);
     let request = tonic::Request::new(messages);
     let answer = grpc.streaming(request, path, RawCodec).await;
@@ -215,8 +219,7 @@ pub(crate) async fn subscribe(
     path: &'static str,
     request: Bytes,
 ) -> Streaming<Bytes> {
-    let mut grpc = Grpc::new(channel.clone());
-    grpc.ready().await.expect("a connection");
+    let mut grpc = ready(channel).await;
     let path = PathAndQuery::from_static(path);
     let request = tonic::Request::new(request);
     let answer = grpc.server_streaming(request, path, RawCodec).await;
