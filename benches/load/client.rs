@@ -13,6 +13,7 @@ use bytes::{Buf, BufMut, Bytes};
 use futures_util::{Stream, future, stream};
 use hdrhistogram::Histogram;
 use http::uri::PathAndQuery;
+use prost::Message;
 use tokio::{sync::Semaphore, task::JoinSet};
 use tonic::{
     Status, Streaming,
@@ -20,6 +21,7 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     transport::{Channel, Endpoint},
 };
+use verdict::proto::IngestStatus;
 
 pub(crate) const ECHO: &str = "/bench.Nothing/Echo";
 pub(crate) const ECHO_STREAM: &str = "/bench.Nothing/EchoStream";
@@ -111,14 +113,39 @@ async fn ready(channel: &Channel) -> Grpc<Channel> {
     grpc
 }
 
+/// That a webhook has become an event: no other answer is worth a measurement.
+fn check(path: &str, answer: &[u8]) {
+    /// The status of an `IngestResponse`.
+    #[derive(Clone, PartialEq, Message)]
+    struct One {
+        #[prost(enumeration = "IngestStatus", tag = "1")]
+        status: i32,
+    }
+    /// The same in an `IngestStreamResponse`.
+    #[derive(Clone, PartialEq, Message)]
+    struct OfStream {
+        #[prost(message, optional, tag = "2")]
+        response: Option<One>,
+    }
+    let one = match path {
+        INGEST => One::decode(answer).ok(),
+        INGEST_STREAM => OfStream::decode(answer).ok().and_then(|of| of.response),
+        _ => return,
+    };
+    let status = one.map(|one| one.status());
+    assert_eq!(status, Some(IngestStatus::Accepted));
+}
+
 /// One call, of which the answer must be good.
 pub(crate) async fn call(channel: &Channel, path: &'static str, message: Bytes) -> Bytes {
     let mut grpc = ready(channel).await;
-    let path = PathAndQuery::from_static(path);
+    let request = tonic::Request::new(message);
     let answer = grpc
-        .unary(tonic::Request::new(message), path, RawCodec)
+        .unary(request, PathAndQuery::from_static(path), RawCodec)
         .await;
-    answer.expect("a good answer").into_inner()
+    let answer = answer.expect("a good answer").into_inner();
+    check(path, &answer);
+    answer
 }
 
 /// Sends all messages by unary calls, of which so many are in flight.
@@ -183,7 +210,7 @@ async fn one_stream(
     let mut answers = open(&channel, path, paced(messages, Arc::clone(&room))).await;
     for _ in 0..count {
         let answer = answers.message().await.expect("no error");
-        answer.expect("as many answers as messages");
+        check(path, &answer.expect("as many answers as messages"));
         room.add_permits(1);
     }
     histogram()

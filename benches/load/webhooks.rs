@@ -35,6 +35,9 @@ secrets = [{ id = "a", env = "BENCH_SECRET" }]
 
 pub(crate) const SECRET: (&str, &str) = ("BENCH_SECRET", "a secret of the benchmarks");
 
+/// When the first webhook happened.
+const FIRST_SECOND: i64 = 1_780_000_000;
+
 /// Makes webhooks.
 pub(crate) struct Webhooks {
     sources: Vec<Arc<Source>>,
@@ -99,9 +102,11 @@ impl Webhooks {
     }
 }
 
-/// A body of this provider. Every third one is of the same verification, where the provider has one.
+/// A body of this provider. Three in a row are of the same verification, where the provider has one.
 fn body(provider: &str, number: u64) -> String {
     let verification = number / 15;
+    // Gu1's have no id of their own: what tells two of one validation apart is the time.
+    let time = Timestamp::constant(FIRST_SECOND + number as i64, 0);
     let filler = "x".repeat(260);
     match provider {
         "fractal" => format!(
@@ -111,7 +116,7 @@ fn body(provider: &str, number: u64) -> String {
             r#"{{"event":"cardholder.kyc_rejected","version":"3.0","eventId":"0e7d0000-0000-4000-8000-{number:012}","data":{{"cardholderId":"{number:020}","firstName":"Some","lastName":"Body","status":"REJECTED","reason":"the document of {number} is not readable: {filler}{filler}","appId":"{filler}","timestamp":"2026-05-28T20:26:40+00:00"}}}}"#
         ),
         "gu1" => format!(
-            r#"{{"event":"kyc.validation_approved","timestamp":"2026-05-28T20:26:40Z","organizationId":"org-{number}","payload":{{"id":"val-{verification}","entityId":"ent-{verification}","validationSessionId":"session-{number}","status":"approved","verifiedFields":["name","dateOfBirth","documentNumber","address"],"extractedData":{{"firstName":"Some","lastName":"Body {number}","dateOfBirth":"1990-01-01","documentNumber":"X{number:09}","nationality":"ARG","address":"Example Street {number}, Example Town"}},"warnings":[],"decision":{{"score":0.97,"provider":"internal","notes":"{filler}"}},"metadata":{{"flow":"onboarding","number":{number}}}}}}}"#
+            r#"{{"event":"kyc.validation_approved","timestamp":"{time}","organizationId":"org-{number}","payload":{{"id":"val-{verification}","entityId":"ent-{verification}","validationSessionId":"session-{number}","status":"approved","verifiedFields":["name","dateOfBirth","documentNumber","address"],"extractedData":{{"firstName":"Some","lastName":"Body {number}","dateOfBirth":"1990-01-01","documentNumber":"X{number:09}","nationality":"ARG","address":"Example Street {number}, Example Town"}},"warnings":[],"decision":{{"score":0.97,"provider":"internal","notes":"{filler}"}},"metadata":{{"flow":"onboarding","number":{number}}}}}}}"#
         ),
         "kayle" => format!(
             r#"{{"data":{{"failure_code":"liveness_failed","nfc_tries_used":1,"liveness_tries_used":3,"note":"{filler}{filler}"}},"metadata":{{"contract_version":3,"event_id":"evt_{number}","verification_session_id":"vs_{verification}"}},"type":"verification.session.failed"}}"#
