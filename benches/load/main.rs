@@ -15,6 +15,12 @@ mod webhooks;
 
 use std::env;
 
+use mimalloc::MiMalloc;
+
+/// The same as that of verdict: the baseline is to differ in what it does.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 /// The argument by which this program is the baseline.
 const BASELINE: &str = "--serve-the-baseline";
 

@@ -50,10 +50,12 @@ impl Telemetry {
             log_levels,
             traces: exporter.is_some(),
         };
-        registry()
-            .with(lines)
-            .with(exporter.as_ref().map(Exporter::layer))
-            .init();
+        let registry = registry().with(lines);
+        // Not as an `Option`: a layer that is `None` is taken to want every span, which the registry then keeps for nobody.
+        match &exporter {
+            Some(exporter) => registry.with(exporter.layer()).init(),
+            None => registry.init(),
+        }
         Ok((telemetry, exporter))
     }
 

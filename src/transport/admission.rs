@@ -21,12 +21,7 @@ use tokio::{
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::{
-    Shared,
-    answer::{Answer, Held},
-    listener::ConnectionInfo,
-    status, webhook,
-};
+use super::{Shared, answer::Held, listener::ConnectionInfo, status, webhook};
 use crate::{
     allowance::Allowance,
     caller::{Caller, Callers},
@@ -280,11 +275,12 @@ where
         let timeout = self.shared.config.stalled_answer_timeout_seconds;
         // More than that no clock can wait for in all places.
         let timeout = Duration::from_secs(timeout.min(365 * 24 * 3600));
+        let watchman = Arc::clone(&self.shared.watchman);
         Box::pin(async move {
             let Ok(mut response) = answered.await;
             let stays_open = response.extensions_mut().remove::<StaysOpen>().is_some();
             let held = (!stays_open).then(|| Box::new(permit) as Held);
-            Ok(response.map(|body| Answer::body(body, held, timeout)))
+            Ok(response.map(|body| watchman.guard(body, held, timeout)))
         })
     }
 }

@@ -2,22 +2,24 @@
 //! it lying for too long.
 //!
 //! HTTP/2 lets a client close its window and keep the stream. Then hyper does not ask for the rest of an answer, and
-//! nothing in it would ever run again. So the answer is owned here, next to what hyper has: a watchman looks at it now and
-//! then, and drops it, with what it holds, when nobody has asked for it for too long. The client is told when it comes back.
+//! nothing in it would ever run again. So the answer is owned here, next to what hyper has: a [`Watchman`] looks at all of
+//! them now and then, and drops what nobody has asked for for too long, with what it holds. The client is told when it comes
+//! back.
 
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use slab::Slab;
 use tokio::time::{self, Instant};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body};
 
 use super::status;
@@ -30,41 +32,58 @@ const PIECE_BYTES: usize = 16 << 10;
 /// How long an answer that is to end may lie.
 const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often the watchman looks. A task for each answer would see to it at once, and cost a tenth of a whole call.
+const ROUND: Duration = Duration::from_millis(500);
+
 /// What is given back by dropping it.
 pub(super) type Held = Box<dyn Send>;
 
-/// The body of a response.
-pub(super) struct Answer {
-    rest: Arc<Mutex<Rest>>,
-    _watchman: AbortOnDropHandle<()>,
+/// Looks after the answers that are being taken.
+#[derive(Default)]
+pub(super) struct Watchman {
+    answers: Mutex<Slab<Weak<Mutex<Rest>>>>,
 }
 
-/// What has not been taken yet.
-struct Rest {
-    /// `None` when it was left lying for too long.
-    body: Option<Body>,
-    /// Pieces of what the body gave last.
-    pieces: VecDeque<Bytes>,
-    held: Option<Held>,
-    /// How it ends, when it was left lying.
-    end: Option<Frame<Bytes>>,
-    /// Whether it ends as soon as there is nothing to be taken.
-    is_ending: bool,
-    /// Who waits for us.
-    waiting: Option<Waker>,
-    /// Since when there is something that nobody asks for; `None` while the client waits for us.
-    lies_since: Option<Instant>,
-}
+impl Watchman {
+    /// Makes his rounds for ever.
+    pub(super) async fn watch(self: Arc<Self>) {
+        loop {
+            time::sleep(ROUND).await;
+            let answers: Vec<_> = self
+                .answers()
+                .iter()
+                .filter_map(|(_, rest)| rest.upgrade())
+                .collect();
+            for rest in answers {
+                lock(&rest).look();
+            }
+        }
+    }
 
-impl Answer {
-    /// A body that gives back what it holds when it was taken, or when it has lain for this long.
-    pub(super) fn body(body: Body, held: Option<Held>, timeout: Duration) -> Body {
-        Self::until(CancellationToken::new(), body, held, timeout)
+    /// The body of an answer that gives back what it holds when it was taken, or when it has lain for this long.
+    pub(super) fn guard(
+        self: &Arc<Self>,
+        body: Body,
+        held: Option<Held>,
+        timeout: Duration,
+    ) -> Body {
+        self.guard_to(None, body, held, timeout)
     }
 
     /// The same, but a stream also ends, with what it has to say at this moment, when `end` is cancelled.
-    pub(super) fn until(
+    pub(super) fn guard_until(
+        self: &Arc<Self>,
         end: CancellationToken,
+        body: Body,
+        held: Option<Held>,
+        timeout: Duration,
+    ) -> Body {
+        self.guard_to(Some(End::new(end)), body, held, timeout)
+    }
+
+    fn guard_to(
+        self: &Arc<Self>,
+        end: Option<End>,
         body: Body,
         held: Option<Held>,
         timeout: Duration,
@@ -76,48 +95,132 @@ impl Answer {
             body: Some(body),
             pieces: VecDeque::new(),
             held,
-            end: None,
-            is_ending: false,
-            waiting: None,
+            end,
+            last: None,
+            timeout,
             lies_since: Some(Instant::now()),
         }));
-        let watchman = tokio::spawn(watch(Arc::clone(&rest), end, timeout));
-        Body::new(Self {
+        let number = self.answers().insert(Arc::downgrade(&rest));
+        Body::new(Answer {
             rest,
-            _watchman: AbortOnDropHandle::new(watchman),
+            number,
+            watchman: Arc::clone(self),
         })
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Slab<Weak<Mutex<Rest>>>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn watch(rest: Arc<Mutex<Rest>>, end: CancellationToken, mut timeout: Duration) {
-    let mut is_ending = false;
-    loop {
-        let lies_since = {
-            let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
-            if is_ending && !rest.is_ending {
-                rest.is_ending = true;
-                if let Some(waiting) = rest.waiting.take() {
-                    waiting.wake();
-                }
-            }
-            match rest.lies_since {
-                Some(since) if since.elapsed() >= timeout => {
-                    rest.end = Some(left_lying(timeout));
-                    rest.give_up();
-                    tracing::debug!("an answer was not taken in time");
-                    return;
-                }
-                Some(since) => since,
-                None => Instant::now(),
-            }
+fn lock(rest: &Mutex<Rest>) -> MutexGuard<'_, Rest> {
+    rest.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The body of a response.
+struct Answer {
+    rest: Arc<Mutex<Rest>>,
+    /// Its number with the watchman.
+    number: usize,
+    watchman: Arc<Watchman>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.watchman.answers().remove(self.number);
+    }
+}
+
+/// What has not been taken yet.
+struct Rest {
+    /// `None` when it was left lying for too long.
+    body: Option<Body>,
+    /// Pieces of what the body gave last.
+    pieces: VecDeque<Bytes>,
+    held: Option<Held>,
+    /// When it is to end, if that may be before it has nothing more to say.
+    end: Option<End>,
+    /// How it ends, when it was left lying.
+    last: Option<Frame<Bytes>>,
+    /// How long it may lie.
+    timeout: Duration,
+    /// Since when there is something that nobody asks for; `None` while the client waits for us.
+    lies_since: Option<Instant>,
+}
+
+/// When a stream is to end.
+struct End {
+    token: CancellationToken,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl End {
+    fn new(token: CancellationToken) -> Self {
+        let cancelled = Box::pin(token.clone().cancelled_owned());
+        Self { token, cancelled }
+    }
+}
+
+impl Rest {
+    /// Drops it if it has lain for too long.
+    fn look(&mut self) {
+        let is_ending = self
+            .end
+            .as_ref()
+            .is_some_and(|end| end.token.is_cancelled());
+        let timeout = match is_ending {
+            true => self.timeout.min(LAST_TIMEOUT),
+            false => self.timeout,
         };
-        tokio::select! {
-            () = time::sleep_until(lies_since + timeout) => {}
-            () = end.cancelled(), if !is_ending => {
-                is_ending = true;
-                timeout = timeout.min(LAST_TIMEOUT);
-            }
+        if self.body.is_some()
+            && self
+                .lies_since
+                .is_some_and(|since| since.elapsed() >= timeout)
+        {
+            self.last = Some(left_lying(timeout));
+            self.give_up();
+            tracing::debug!("an answer was not taken in time");
         }
+    }
+
+    fn give_up(&mut self) {
+        self.body = None;
+        self.pieces = VecDeque::new();
+        self.held = None;
+    }
+
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(piece) = self.pieces.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(self.last.take().map(Ok));
+        };
+        let frame = match Pin::new(body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Pending => {
+                let end = self.end.as_mut();
+                let ends = end.is_some_and(|end| end.cancelled.as_mut().poll(context).is_ready());
+                if !ends {
+                    return Poll::Pending;
+                }
+                self.give_up();
+                return Poll::Ready(Some(Ok(trailers(&status::draining()))));
+            }
+            ended => return ended,
+        };
+        Poll::Ready(Some(Ok(match frame.into_data() {
+            Ok(data) if data.len() > PIECE_BYTES => {
+                let pieces = data.chunks(PIECE_BYTES);
+                self.pieces.extend(pieces.map(Bytes::copy_from_slice));
+                Frame::data(self.pieces.pop_front().unwrap_or_default())
+            }
+            Ok(data) => Frame::data(data),
+            Err(frame) => frame,
+        })))
     }
 }
 
@@ -137,47 +240,6 @@ fn trailers(status: &Status) -> Frame<Bytes> {
     Frame::trailers(trailers)
 }
 
-impl Rest {
-    fn give_up(&mut self) {
-        self.body = None;
-        self.pieces = VecDeque::new();
-        self.held = None;
-    }
-
-    fn poll_frame(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(piece) = self.pieces.pop_front() {
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
-        }
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(self.end.take().map(Ok));
-        };
-        let frame = match Pin::new(body).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => frame,
-            Poll::Pending if self.is_ending => {
-                self.give_up();
-                return Poll::Ready(Some(Ok(trailers(&status::draining()))));
-            }
-            Poll::Pending => {
-                self.waiting = Some(context.waker().clone());
-                return Poll::Pending;
-            }
-            ended => return ended,
-        };
-        Poll::Ready(Some(Ok(match frame.into_data() {
-            Ok(data) if data.len() > PIECE_BYTES => {
-                let pieces = data.chunks(PIECE_BYTES);
-                self.pieces.extend(pieces.map(Bytes::copy_from_slice));
-                Frame::data(self.pieces.pop_front().unwrap_or_default())
-            }
-            Ok(data) => Frame::data(data),
-            Err(frame) => frame,
-        })))
-    }
-}
-
 impl HttpBody for Answer {
     type Data = Bytes;
     type Error = Status;
@@ -186,7 +248,7 @@ impl HttpBody for Answer {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = lock(&self.rest);
         let polled = rest.poll_frame(context);
         // Who has been given something asks for more once there is room for it.
         rest.lies_since = polled.is_ready().then(Instant::now);
@@ -194,7 +256,7 @@ impl HttpBody for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = lock(&self.rest);
         rest.pieces.is_empty() && rest.body.as_ref().is_some_and(HttpBody::is_end_stream)
     }
 

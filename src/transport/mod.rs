@@ -63,6 +63,7 @@ pub use self::serving::max_open_files;
 use self::{
     admin::Erasing,
     admission::{Rooms, Shares},
+    answer::Watchman,
     health::Health,
     listener::ConnectionInfo,
     tls::{SectionError, ServerTls},
@@ -119,6 +120,8 @@ struct Shared {
     shares: Arc<Shares>,
     /// Bounds what the webhooks of ingest streams take, in KiB.
     ingest_stream_kib: Arc<Semaphore>,
+    /// Looks after what callers are slow to take.
+    watchman: Arc<Watchman>,
     /// The webhooks that are being taken: who began one may go away.
     ingests: TaskTracker,
     /// Bounds the spans of deliveries: each event has one for every subscriber.
@@ -239,6 +242,7 @@ pub async fn run(
         shares: Arc::new(Shares::new(&rooms, &config, &access.callers)),
         rooms: Arc::new(rooms),
         ingest_stream_kib: Arc::new(Semaphore::new(INGEST_STREAM_BYTES / 1024)),
+        watchman: Arc::default(),
         ingests: TaskTracker::new(),
         delivery_spans: Arc::new(Allowance::new(
             DELIVERY_SPANS_PER_SECOND,
@@ -262,10 +266,12 @@ pub async fn run(
     let callers = access.callers;
     let ingests = shared.ingests.clone();
     let log_health = shared.log.health();
+    let watchman = Arc::clone(&shared.watchman);
     drop(shared);
 
     // These end with the server, whichever way that ends: what operators ask is answered until everything else is over.
     let _ops = AbortOnDropHandle::new(tokio::spawn(ops));
+    let _watchman = AbortOnDropHandle::new(tokio::spawn(watchman.watch()));
     let _fresh = AbortOnDropHandle::new(tokio::spawn(async move { callers.keep_fresh().await }));
     let followed = AbortOnDropHandle::new(tokio::spawn(followed));
     let serve = async {

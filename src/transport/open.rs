@@ -24,7 +24,7 @@ use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
 use super::{
-    answer::{Answer, Held},
+    answer::{Held, Watchman},
     listener::ConnectionInfo,
     status,
 };
@@ -46,6 +46,7 @@ pub(super) struct Places {
     calls: Mutex<Calls>,
     streams: Arc<Semaphore>,
     draining: CancellationToken,
+    watchman: Arc<Watchman>,
 }
 
 /// The calls that are being answered.
@@ -58,11 +59,12 @@ struct Calls {
 
 impl Places {
     /// Places that are left when `draining` is cancelled.
-    pub(super) fn new(draining: CancellationToken) -> Arc<Self> {
+    pub(super) fn new(draining: CancellationToken, watchman: Arc<Watchman>) -> Arc<Self> {
         Arc::new(Self {
             calls: Mutex::default(),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             draining,
+            watchman,
         })
     }
 
@@ -153,9 +155,10 @@ where
         };
         let request = request.map(|body| Body::new(UntilEnd::new(body, end.clone())));
         let answered = self.service.call(request);
+        let watchman = Arc::clone(&self.places.watchman);
         Box::pin(async move {
             let Ok(response) = answered.await;
-            Ok(response.map(|body| Answer::until(end, body, Some(place), TIMEOUT)))
+            Ok(response.map(|body| watchman.guard_until(end, body, Some(place), TIMEOUT)))
         })
     }
 }

@@ -54,7 +54,7 @@ impl Shared {
     where
         H: tonic_health::pb::health_server::Health,
     {
-        let places = Places::new(self.draining.clone());
+        let places = Places::new(self.draining.clone(), Arc::clone(&self.watchman));
         let health = Open::new(
             health.max_decoding_message_size(MAX_HEALTH_REQUEST_BYTES),
             &places,
