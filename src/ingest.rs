@@ -28,7 +28,7 @@ use crate::{
         signature::{self, VerifyError},
     },
     source::Source,
-    telemetry::metrics::{Metrics, UNKNOWN},
+    telemetry::metrics::{Metrics, Step, UNKNOWN},
 };
 
 /// How many deliveries that are not genuine a source keeps at once, and how many more with each second. Whoever can call
@@ -148,8 +148,8 @@ impl Ingestor {
         &self.sources
     }
 
-    /// Takes one webhook, the whole way. Every call that names a source and is polled to its end, as the transport does on
-    /// a task of its own, ends in exactly one counted outcome.
+    /// Takes one webhook, the whole way. Every call that names a source and is polled to its end, as the transport sees to,
+    /// ends in exactly one counted outcome.
     pub async fn ingest(
         &self,
         provider: &str,
@@ -159,7 +159,7 @@ impl Ingestor {
         trace: Option<TraceContext>,
     ) -> Result<Outcome, IngestError> {
         let began = Instant::now();
-        let find_source = self.metrics.begin("find_source");
+        let find_source = self.metrics.begin(Step::FindSource);
         let Some(source) = find_source.run(|| self.source(provider, account)) else {
             let unknown = IngestError::SourceNotFound;
             self.refused(provider, account, ending::reason(&unknown));
@@ -198,7 +198,7 @@ impl Ingestor {
             Received::Before(time) => (time, Origin::Redriven),
         };
         let kept = source.keep_unverified.then(|| webhook.clone());
-        let verify = self.metrics.begin("verify");
+        let verify = self.metrics.begin(Step::Verify);
         let verified = verify.run(|| source.verify(webhook, received_at));
         let received_at = proto_timestamp(received_at);
         let webhook = match verified {
@@ -245,7 +245,7 @@ impl Ingestor {
         let event = complete(source, &webhook, normalized, receipt);
         let event_id = event.event_id;
         let place = |position| EventPlace { event_id, position };
-        let append = self.metrics.begin("append");
+        let append = self.metrics.begin(Step::Append);
         match append.of(self.log.append(event)).await? {
             Appended::New(position) => Ok(Settled::Accepted(place(position))),
             Appended::Duplicate(position) => Ok(Settled::Duplicate(place(position))),
@@ -267,10 +267,10 @@ impl Ingestor {
         received_at: ProtoTimestamp,
     ) -> Result<Normalized, Doubt> {
         if source.is_encrypted(webhook) {
-            let decrypt = self.metrics.begin("decrypt");
+            let decrypt = self.metrics.begin(Step::Decrypt);
             decrypt.of(open(source, webhook, received_at)).await?;
         }
-        let normalize = self.metrics.begin("normalize");
+        let normalize = self.metrics.begin(Step::Normalize);
         let normalized = normalize.run(|| source.normalize(webhook));
         normalized.map_err(|error| Doubt {
             reason: error.reason(),
@@ -290,7 +290,7 @@ impl Ingestor {
         let delivery = delivery::genuine(source, webhook, received_at);
         let quarantined = quarantined(delivery, received_at, doubt, webhook.content_sha256());
         let id = quarantined.id;
-        let quarantine = self.metrics.begin("quarantine");
+        let quarantine = self.metrics.begin(Step::Quarantine);
         quarantine.of(self.log.quarantine(quarantined)).await?;
         warn!(
             provider.name = source.provider.name(),

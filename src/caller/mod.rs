@@ -11,7 +11,7 @@ mod token;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use crate::proto::Scope;
@@ -87,17 +87,21 @@ impl Reach {
 impl Caller {
     /// Whoever calls, when callers are not asked who they are: they may do everything.
     pub fn anyone() -> Self {
-        let scopes = [
-            Scope::Ingest,
-            Scope::Subscribe,
-            Scope::PersonalData,
-            Scope::Backfill,
-            Scope::Admin,
-        ];
-        Self {
-            name: None,
-            reaches: Arc::new(scopes.map(|scope| (scope, Reach::Everything)).into()),
-        }
+        /// Made once: every call has one.
+        static ANYONE: LazyLock<Caller> = LazyLock::new(|| {
+            let scopes = [
+                Scope::Ingest,
+                Scope::Subscribe,
+                Scope::PersonalData,
+                Scope::Backfill,
+                Scope::Admin,
+            ];
+            Caller {
+                name: None,
+                reaches: Arc::new(scopes.map(|scope| (scope, Reach::Everything)).into()),
+            }
+        });
+        ANYONE.clone()
     }
 
     /// A caller of the configuration, with its scopes. One that is granted twice reaches as far as both together.

@@ -19,7 +19,7 @@ use tracing_subscriber::{layer::SubscriberExt, registry, util::SubscriberInitExt
 
 use self::{
     logs::LogLevels,
-    metrics::Metrics,
+    metrics::{Metrics, Step},
     traces::{ExportError, Exporter},
 };
 use crate::config;
@@ -66,8 +66,8 @@ impl Telemetry {
 }
 
 /// A step on the way of a webhook: a span of its own, and a measurement once it is over, however that is.
-pub(crate) struct Step<'m> {
-    name: &'static str,
+pub(crate) struct BegunStep<'m> {
+    step: Step,
     metrics: &'m Metrics,
     began: Instant,
     span: Span,
@@ -75,17 +75,17 @@ pub(crate) struct Step<'m> {
 
 impl Metrics {
     /// Begins a step.
-    pub(crate) fn begin(&self, name: &'static str) -> Step<'_> {
-        Step {
-            name,
+    pub(crate) fn begin(&self, step: Step) -> BegunStep<'_> {
+        BegunStep {
+            step,
             metrics: self,
             began: Instant::now(),
-            span: info_span!("step", otel.name = name),
+            span: info_span!("step", otel.name = step.name()),
         }
     }
 }
 
-impl Step<'_> {
+impl BegunStep<'_> {
     /// Does what is to be done in this step.
     pub(crate) fn run<T>(self, work: impl FnOnce() -> T) -> T {
         self.span.in_scope(work)
@@ -97,8 +97,8 @@ impl Step<'_> {
     }
 }
 
-impl Drop for Step<'_> {
+impl Drop for BegunStep<'_> {
     fn drop(&mut self) {
-        self.metrics.step(self.name, self.began.elapsed());
+        self.metrics.step(self.step, self.began.elapsed());
     }
 }

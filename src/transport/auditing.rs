@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,7 +14,7 @@ use std::{
     thread,
 };
 
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use prost_types::method_options::IdempotencyLevel;
 use tokio::{runtime::Handle, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -68,7 +69,10 @@ impl Refusals {
 /// given up.
 pub(super) struct Entry {
     auditor: Arc<Auditor>,
-    record: Record,
+    number: u64,
+    uri: Uri,
+    identity: Option<Identity>,
+    peer: Option<IpAddr>,
     about: Mutex<About>,
     /// Whether it is recorded whatever it is about.
     always: bool,
@@ -103,20 +107,14 @@ impl Auditor {
         identity: Option<&Identity>,
         scope: Option<Scope>,
     ) -> Arc<Entry> {
-        let path = request.uri().path();
         let always = scope == Some(Scope::Admin);
-        let caller = identity.and_then(|known| known.caller.name());
         let entry = Arc::new(Entry {
-            record: Record {
-                call: self.calls.fetch_add(1, Ordering::Relaxed) + 1,
-                rpc: path.trim_start_matches('/').to_owned(),
-                caller: caller.map(str::to_owned),
-                credential: identity.and_then(|known| recorded(&known.credential)),
-                peer: peer(request).map(|address| address.to_string()),
-                ..Record::default()
-            },
+            number: self.calls.fetch_add(1, Ordering::Relaxed) + 1,
+            uri: request.uri().clone(),
+            identity: identity.cloned(),
+            peer: peer(request),
             about: Mutex::default(),
-            changes: always && may_change(path),
+            changes: always && may_change(request.uri().path()),
             auditor: Arc::clone(self),
             always,
             begun: AtomicBool::new(false),
@@ -127,7 +125,7 @@ impl Auditor {
         entry
     }
 
-    fn refusals(&self, caller: Option<&String>) -> &Refusals {
+    fn refusals(&self, caller: Option<&str>) -> &Refusals {
         let named = caller.and_then(|caller| self.refusals.get(caller));
         named.unwrap_or(&self.nameless)
     }
@@ -145,6 +143,24 @@ impl Auditor {
 }
 
 impl Entry {
+    fn caller(&self) -> Option<&str> {
+        self.identity.as_ref()?.caller.name()
+    }
+
+    /// What all records of the call say.
+    fn record(&self) -> Record {
+        let credential = self.identity.as_ref().map(|known| &known.credential);
+        Record {
+            at: now().to_string(),
+            call: self.number,
+            rpc: self.uri.path().trim_start_matches('/').to_owned(),
+            caller: self.caller().map(str::to_owned),
+            credential: credential.and_then(recorded),
+            peer: self.peer.map(|address| address.to_string()),
+            ..Record::default()
+        }
+    }
+
     /// Before a permitted call begins.
     pub(super) async fn before(&self) -> Result<(), Status> {
         if self.auditor.audit.is_none() || !self.changes {
@@ -152,9 +168,8 @@ impl Entry {
         }
         self.begun.store(true, Ordering::Relaxed);
         let record = Record {
-            at: now().to_string(),
             begins: true,
-            ..self.record.clone()
+            ..self.record()
         };
         let written = self.auditor.write(record, true).await;
         written.map_err(|Unwritable| unwritable())
@@ -199,7 +214,7 @@ impl Entry {
         if !self.always && !about.personal_data {
             return None;
         }
-        let refusals = self.auditor.refusals(self.record.caller.as_ref());
+        let refusals = self.auditor.refusals(self.caller());
         let must = code == GrpcCode::Ok || self.begun.load(Ordering::Relaxed);
         if !must && !refusals.recorded.take(Instant::now()) {
             refusals.omitted.fetch_add(1, Ordering::Relaxed);
@@ -207,12 +222,11 @@ impl Entry {
         }
         let durable = self.changes || about.personal_data;
         let record = Record {
-            at: now().to_string(),
             about,
             code: Some(name(code)),
             reason,
             omitted: refusals.omitted.swap(0, Ordering::Relaxed),
-            ..self.record.clone()
+            ..self.record()
         };
         Some((record, durable))
     }

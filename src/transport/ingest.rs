@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
 use tonic::{Code as GrpcCode, Request, Status};
 use tracing::{Instrument, Span, error, warn};
 use uuid::Uuid;
@@ -11,6 +10,7 @@ use super::{
     Shared,
     admission::Permit,
     auditing::Auditable,
+    detach::{DetachOnDrop, Panicked},
     grpc::{account_or_default, caller},
     now, status,
 };
@@ -20,7 +20,7 @@ use crate::{
     ingest::{EventPlace, IngestError, Outcome, Received, jiff_timestamp},
     proto::{IngestRequest, IngestResponse, IngestStatus, Scope, TraceContext, VerificationEvent},
     provider::RawWebhook,
-    telemetry::traces,
+    telemetry::{metrics::Step, traces},
 };
 
 /// What the webhooks of one call have in common.
@@ -71,7 +71,7 @@ impl Call {
 
 /// A webhook that is being taken.
 pub(super) struct Begun {
-    ingested: JoinHandle<Result<Outcome, IngestError>>,
+    ingested: DetachOnDrop<Result<Outcome, IngestError>>,
     return_event: bool,
     span: Span,
 }
@@ -120,8 +120,8 @@ impl Shared {
         }
     }
 
-    /// Begins to take a webhook, on a task of its own: a caller that goes away neither stops what has begun nor keeps
-    /// it from being counted. The task waits for its turn, and holds what that gives it, until the webhook is taken.
+    /// Begins to take a webhook: a caller that goes away neither stops what has begun nor keeps it from being counted. It
+    /// waits for its turn, and holds what that gives it, until the webhook is taken.
     pub(super) fn begin<T: Send>(
         &self,
         call: Call,
@@ -157,7 +157,7 @@ impl Shared {
                 .await
         };
         Ok(Begun {
-            ingested: self.ingests.spawn(taking.instrument(span.clone())),
+            ingested: DetachOnDrop::new(&self.ingests, taking.instrument(span.clone())),
             return_event,
             span,
         })
@@ -171,15 +171,14 @@ impl Shared {
             span,
         } = begun;
         let finish = async {
-            let outcome = ingested.await.map_err(|error| {
-                // The text of a panic may quote the webhook.
-                error!(panicked = error.is_panic(), "a webhook could not be taken");
+            let outcome = ingested.await.map_err(|Panicked| {
+                error!("a webhook could not be taken: taking it has panicked");
                 status::error(
                     Code::LogUnavailable,
                     "the webhook could not be taken; send it again",
                 )
             })??;
-            let answer = self.telemetry.metrics.begin("answer");
+            let answer = self.telemetry.metrics.begin(Step::Answer);
             Ok(answer.of(self.response(outcome, return_event)).await)
         };
         finish.instrument(span).await

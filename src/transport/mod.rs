@@ -8,6 +8,7 @@ mod auditing;
 mod authorization;
 mod codec;
 pub mod connection;
+mod detach;
 mod grpc;
 mod health;
 mod http;

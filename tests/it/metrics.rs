@@ -145,7 +145,7 @@ async fn names_types_and_labels_are_these() {
     let server = Operated::start(embedded_log(&directory)).await;
     let took = Duration::from_millis(2);
     let metrics = &server.telemetry.metrics;
-    metrics.step("verify", took);
+    metrics.step(verdict::telemetry::metrics::Step::Verify, took);
     metrics.called("/verdict.v1.VerdictService/Ingest", "OK", took, None);
     metrics.webhook("gu1", 200, took, None);
     let ingest = gu1_request(gu1_body("1"));

@@ -31,7 +31,11 @@ use self::{
     fence::Fence,
     observed::Observed,
 };
-use super::{Shared, now};
+use super::{
+    Shared,
+    detach::{DetachOnDrop, Panicked},
+    now,
+};
 use crate::{
     config::DEFAULT_ACCOUNT,
     ingest::{IngestError, Received},
@@ -166,7 +170,7 @@ impl Edge {
     ) -> Result<(), Refusal> {
         let ingestor = Arc::clone(&self.shared.ingestor);
         let source = Arc::clone(source);
-        // On a task of its own: a provider that hangs up neither stops what has begun nor keeps it from being counted.
+        // A provider that hangs up neither stops what has begun nor keeps it from being counted.
         let taking = async move {
             let _memory = memory;
             let (provider, account) = (source.provider.name(), &source.account);
@@ -175,13 +179,12 @@ impl Edge {
                 .ingest(provider, account, webhook, Received::Now(now()), trace)
                 .await
         };
-        let ingested = self.shared.ingests.spawn(taking.in_current_span());
+        let ingested = DetachOnDrop::new(&self.shared.ingests, taking.in_current_span());
         match time::timeout_at(answer_by.into(), ingested).await {
             Ok(Ok(Ok(_outcome))) => Ok(()),
             Ok(Ok(Err(error))) => Err(error.into()),
-            Ok(Err(error)) => {
-                // The text of a panic may quote the webhook.
-                tracing::error!(panicked = error.is_panic(), "a webhook could not be taken");
+            Ok(Err(Panicked)) => {
+                tracing::error!("a webhook could not be taken: taking it has panicked");
                 Err(Refusal::Failed)
             }
             Err(_not_in_time) => Err(Refusal::NotStored),

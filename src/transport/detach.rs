@@ -1,0 +1,93 @@
+//! Work that is done to its end, whether or not anybody waits for it.
+
+use std::{
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_util::{FutureExt, TryFutureExt};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+/// Work that goes on, on a task of its own, when it is dropped before its end. Until then it is driven by whoever waits for
+/// it, so that work for which somebody waits costs no task.
+pub(super) struct DetachOnDrop<T: Send + 'static> {
+    /// `None` once it has ended.
+    work: Option<Work<T>>,
+}
+
+type Work<T> = Pin<Box<dyn Future<Output = Result<T, Panicked>> + Send>>;
+
+/// The work has panicked. The text of the panic is not here, because it may quote a webhook.
+pub(super) struct Panicked;
+
+impl<T: Send + 'static> DetachOnDrop<T> {
+    /// Work that `tasks` waits for, from now on.
+    pub(super) fn new(tasks: &TaskTracker, work: impl Future<Output = T> + Send + 'static) -> Self {
+        let work = AssertUnwindSafe(work).catch_unwind().map_err(|_| Panicked);
+        Self {
+            work: Some(Box::pin(tasks.track_future(work))),
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for DetachOnDrop<T> {
+    type Output = Result<T, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(work) = &mut self.work else {
+            return Poll::Pending;
+        };
+        let polled = work.as_mut().poll(context);
+        if polled.is_ready() {
+            self.work = None;
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for DetachOnDrop<T> {
+    fn drop(&mut self) {
+        // Without a runtime the server is gone, and all that it did with it.
+        if let Some(work) = self.work.take()
+            && Handle::try_current().is_ok()
+        {
+            tokio::spawn(work);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn work_that_is_dropped_goes_on_and_is_waited_for() {
+        let tasks = TaskTracker::new();
+        let (go, wait) = oneshot::channel::<()>();
+        let (done, ended) = oneshot::channel();
+        let mut work = DetachOnDrop::new(&tasks, async move {
+            let _ = wait.await;
+            let _ = done.send(());
+        });
+        assert!((&mut work).now_or_never().is_none());
+        drop(work);
+        tasks.close();
+        assert!(tasks.wait().now_or_never().is_none());
+        go.send(()).unwrap();
+        tasks.wait().await;
+        ended.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_given_what_has_come_of_it() {
+        let tasks = TaskTracker::new();
+        let work = DetachOnDrop::new(&tasks, async { 7 });
+        assert!(matches!(work.await, Ok(7)));
+        let panics = DetachOnDrop::new(&tasks, async { panic!("on purpose") });
+        let panicked: Result<(), Panicked> = panics.await;
+        assert!(panicked.is_err() && tasks.is_empty());
+    }
+}
