@@ -1,6 +1,6 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs, but for openssl, which the tests run.
 
-.PHONY: test history crash soak fuzz timing check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom
+.PHONY: test history crash soak fuzz timing check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check bench audit sbom
 
 test:
 	cargo test --locked
@@ -69,6 +69,12 @@ dashboard:
 dashboard-check:
 	cargo build --locked
 	scripts/dashboard-check
+
+# How fast verdict is, next to services that do nothing: writes docs/benchmarks.md. For a quiet machine; half an hour.
+bench: export VERDICT_BENCH_GROWTH ?= 10000000
+bench:
+	cargo bench --locked --bench load > target/benchmarks.md
+	cp target/benchmarks.md docs/benchmarks.md
 
 # Known vulnerabilities, from a local clone of the RustSec database: make audit ADVISORY_DB=<its directory>.
 audit:

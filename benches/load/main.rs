@@ -1,15 +1,18 @@
 //! How fast verdict is, next to services that do nothing: the real server and the baseline, each a process of its own, are
 //! measured in turns, and what counts is the ratio of the two in one run.
 //!
-//! `cargo bench --bench load` prints tables. `VERDICT_BENCH_ROUNDS` and `VERDICT_BENCH_EVENTS` (of each measurement) make it
-//! shorter or longer; `VERDICT_BENCH_ONLY` names the parts that are to run: unary, stream, latency, catch-up, fan-out, idle.
+//! `cargo bench --bench load` prints tables, and the goals. `VERDICT_BENCH_ROUNDS`, `VERDICT_BENCH_EVENTS` (of each measurement)
+//! and `VERDICT_BENCH_GROWTH` (events in the log) make it shorter or longer; `VERDICT_BENCH_ONLY` names the parts that are to
+//! run: unary, stream, latency, catch-up, fan-out, idle, growth.
 
 #![expect(clippy::print_stdout, reason = "the figures are what it is for")]
 
 mod baseline;
 mod client;
-mod parts;
+mod growth;
+mod ingesting;
 mod process;
+mod reading;
 mod report;
 mod webhooks;
 
@@ -33,6 +36,8 @@ fn number(name: &str, default: u64) -> u64 {
 struct Size {
     rounds: u64,
     events: u64,
+    /// How many events the log comes to have.
+    growth: u64,
 }
 
 #[tokio::main]
@@ -43,27 +48,35 @@ async fn main() {
     let size = Size {
         rounds: number("VERDICT_BENCH_ROUNDS", 5),
         events: number("VERDICT_BENCH_EVENTS", 100_000),
+        growth: number("VERDICT_BENCH_GROWTH", 1_000_000),
     };
     let only = env::var("VERDICT_BENCH_ONLY").unwrap_or_default();
     let wanted = |part: &str| only.is_empty() || only.split(',').any(|name| name == part);
+    let mut goals = report::Goals::default();
     report::machine();
     if wanted("unary") {
-        parts::unary(size, 256).await;
-        parts::unary(size, 64).await;
+        ingesting::unary(size, 256, &mut goals).await;
+        ingesting::unary(size, 64, &mut goals).await;
     }
     if wanted("stream") {
-        parts::stream(size).await;
+        ingesting::streams(size, &mut goals).await;
     }
     if wanted("latency") {
-        parts::latency().await;
+        ingesting::latency(&mut goals).await;
     }
     if wanted("catch-up") {
-        parts::catch_up(size).await;
+        reading::catch_up(size, &mut goals).await;
     }
     if wanted("fan-out") {
-        parts::fan_out(size).await;
+        reading::subscribers(size, &mut goals).await;
     }
     if wanted("idle") {
-        parts::idle().await;
+        reading::idle(&mut goals).await;
     }
+    if wanted("growth") {
+        growth::events(size, &mut goals).await;
+        growth::verifications(size, &mut goals).await;
+        growth::subscribers(size, &mut goals).await;
+    }
+    goals.print();
 }

@@ -6,7 +6,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use procfs::process::Process;
@@ -15,12 +15,15 @@ use tempfile::TempDir;
 
 use crate::webhooks::{SECRET, SOURCES};
 
+/// The name of its configuration.
+const CONFIG: &str = "verdict.toml";
+
 /// A server, killed when it is dropped.
 pub(crate) struct Server {
     process: Child,
     pub(crate) url: String,
-    /// Its log, if it has one, which goes with it.
-    _directory: Option<TempDir>,
+    /// Its log and its configuration, if it has any, which go with it.
+    directory: Option<TempDir>,
 }
 
 impl Server {
@@ -36,7 +39,7 @@ impl Server {
         Self {
             process,
             url: format!("http://{address}"),
-            _directory: None,
+            directory: None,
         }
     }
 
@@ -45,7 +48,7 @@ impl Server {
         // Beside the program, on a disk: the directory for temporary files may be in memory.
         let beside = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let directory = TempDir::new_in(beside).expect("a directory");
-        let config = directory.path().join("verdict.toml");
+        let config = directory.path().join(CONFIG);
         let text = format!(
             "[server]\ngrpc_listen = \"127.0.0.1:0\"\nwebhook_listen = \"\"\nops_listen = \"\"\n\
              max_concurrent_calls = 4096\nmax_subscriptions = 16384\n\
@@ -53,26 +56,23 @@ impl Server {
             directory.path().join("log").display()
         );
         fs::write(&config, text).expect("a file");
-        let (name, secret) = SECRET;
-        let mut process = Command::new(env!("CARGO_BIN_EXE_verdict"))
-            .args(["serve", "--config"])
-            .arg(&config)
-            .env(name, secret)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it runs");
-        let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
-        let address = lines.by_ref().find_map(|line| {
-            let line: Value = serde_json::from_str(&line.expect("UTF-8")).expect("JSON");
-            Some(line["server.address"].as_str()?.to_owned())
-        });
-        // Whoever writes to a pipe that nobody reads has to wait.
-        thread::spawn(move || lines.for_each(drop));
+        let (process, url) = start(&config);
         Self {
             process,
-            url: format!("http://{}", address.expect("it serves")),
-            _directory: Some(directory),
+            url,
+            directory: Some(directory),
         }
+    }
+
+    /// Kills verdict and starts it again on the same log; says how long it takes until it serves.
+    pub(crate) fn start_again(&mut self) -> Duration {
+        let config = self.directory.as_ref().expect("it has a log").path();
+        let config = config.join(CONFIG);
+        self.process.kill().expect("it runs");
+        self.process.wait().expect("it ends");
+        let begun = Instant::now();
+        (self.process, self.url) = start(&config);
+        begun.elapsed()
     }
 
     /// The time that it has spent on a processor.
@@ -98,4 +98,24 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Starts verdict, and says where it serves.
+fn start(config: &Path) -> (Child, String) {
+    let (name, secret) = SECRET;
+    let mut process = Command::new(env!("CARGO_BIN_EXE_verdict"))
+        .args(["serve", "--config"])
+        .arg(config)
+        .env(name, secret)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
+    let address = lines.by_ref().find_map(|line| {
+        let line: Value = serde_json::from_str(&line.expect("UTF-8")).expect("JSON");
+        Some(line["server.address"].as_str()?.to_owned())
+    });
+    // Whoever writes to a pipe that nobody reads has to wait.
+    thread::spawn(move || lines.for_each(drop));
+    (process, format!("http://{}", address.expect("it serves")))
 }

@@ -1,8 +1,10 @@
-//! The table.
+//! What is told: the machine, tables, and the goals.
 
 use std::{fs, path::Path, time::Duration};
 
 use hdrhistogram::Histogram;
+
+use crate::client::{self, Measured};
 
 /// Names the machine, and the disk that is written to.
 pub(crate) fn machine() {
@@ -18,11 +20,11 @@ pub(crate) fn machine() {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux");
     println!("- machine: {cores} × {model}, Linux {}", kernel.trim());
     println!(
-        "- log: embedded, {}, fdatasync before each answer",
+        "- log: embedded, encrypted, {}, fdatasync before each answer",
         filesystem()
     );
     println!(
-        "- client and server share the machine; {} connections\n",
+        "- client and server share the machine; {} connections; the baseline has the same tonic and the same allocator\n",
         crate::client::CONNECTIONS
     );
 }
@@ -39,6 +41,90 @@ fn filesystem() -> String {
     };
     let mount = mounts.lines().filter_map(of).max();
     mount.map_or("unknown".to_owned(), |(_, kind)| kind)
+}
+
+/// The rounds of one service.
+#[derive(Default)]
+pub(crate) struct Row {
+    per_second: Vec<f64>,
+    cpu_micros: Vec<f64>,
+    latency: Option<Histogram<u64>>,
+}
+
+impl Row {
+    pub(crate) fn add(&mut self, measured: &Measured, cpu: Duration) {
+        self.per_second.push(measured.per_second());
+        self.cpu_micros.push(micros(cpu, measured.count));
+        let all = self.latency.get_or_insert_with(client::histogram);
+        all.add(&measured.latency).expect("the same bounds");
+    }
+
+    pub(crate) fn print(&self, name: &str) {
+        let latency = self.latency.as_ref().filter(|latency| !latency.is_empty());
+        println!(
+            "| {name} | {:.0} | {:.1} | {} |",
+            median(self.per_second.iter().copied()),
+            self.cpu_micros(),
+            latency.map_or(String::new(), percentiles),
+        );
+    }
+
+    /// The server's time for each, in microseconds.
+    pub(crate) fn cpu_micros(&self) -> f64 {
+        median(self.cpu_micros.iter().copied())
+    }
+
+    /// How much faster it is than another, round by round.
+    pub(crate) fn ratio_to(&self, other: &Self) -> f64 {
+        let both = self.per_second.iter().zip(&other.per_second);
+        median(both.map(|(of, to)| of / to))
+    }
+
+    /// The latency that only one in a hundred exceeds, in microseconds.
+    pub(crate) fn p99(&self) -> u64 {
+        let latency = self.latency.as_ref();
+        latency.map_or(0, |latency| latency.value_at_quantile(0.99))
+    }
+}
+
+pub(crate) fn head(title: &str) {
+    println!("## {title}\n");
+    println!(
+        "| service | per second | server CPU, µs each | p50 / p99 / p99.9 |\n|---|---|---|---|"
+    );
+}
+
+/// What was to be reached, and what was.
+#[derive(Default)]
+pub(crate) struct Goals(Vec<String>);
+
+impl Goals {
+    /// A figure that is to be at least so much.
+    pub(crate) fn at_least(&mut self, what: &str, goal: f64, measured: f64, unit: &str) {
+        self.add(what, &format!("≥ {goal}"), measured >= goal, measured, unit);
+    }
+
+    /// A figure that is to be at most so much.
+    pub(crate) fn at_most(&mut self, what: &str, goal: f64, measured: f64, unit: &str) {
+        self.add(what, &format!("≤ {goal}"), measured <= goal, measured, unit);
+    }
+
+    fn add(&mut self, what: &str, goal: &str, reached: bool, measured: f64, unit: &str) {
+        let reached = if reached { "yes" } else { "**no**" };
+        let measured = match measured {
+            large if large >= 100.0 => format!("{large:.0}"),
+            small => format!("{small:.2}"),
+        };
+        let row = format!("| {what} | {goal}{unit} | {measured}{unit} | {reached} |");
+        self.0.push(row);
+    }
+
+    pub(crate) fn print(&self) {
+        println!("## Goals\n\n| what | goal | measured | reached |\n|---|---|---|---|");
+        for row in &self.0 {
+            println!("{row}");
+        }
+    }
 }
 
 /// The middle one.

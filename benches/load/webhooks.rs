@@ -41,33 +41,40 @@ const FIRST_SECOND: i64 = 1_780_000_000;
 /// Makes webhooks.
 pub(crate) struct Webhooks {
     sources: Vec<Arc<Source>>,
-    now: Timestamp,
+    /// How many webhooks in a row are of one verification of their provider.
+    in_a_row: u64,
 }
 
 impl Webhooks {
+    /// Three webhooks are of one verification.
     pub(crate) fn new() -> Self {
+        Self::in_a_row(3)
+    }
+
+    /// So many webhooks are of one verification.
+    pub(crate) fn in_a_row(in_a_row: u64) -> Self {
         let (name, value) = SECRET;
         let variables = Variables::from([(name.to_owned(), value.to_owned())]);
         let loaded = config::parse(SOURCES, &variables).and_then(|config| config.check(&variables));
         let sources = loaded.expect("a good configuration").sources;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "what is signed now must be fresh"
-        )]
-        let now = Timestamp::now();
         Self {
             sources: sources.into_iter().map(Arc::new).collect(),
-            now,
+            in_a_row,
         }
     }
 
-    fn request(&self, number: u64) -> IngestRequest {
+    fn request(&self, number: u64, now: Timestamp) -> IngestRequest {
         let source = &self.sources[number as usize % self.sources.len()];
+        let verification = number / self.sources.len() as u64 / self.in_a_row;
         let provider = source.provider.name();
         let scheme = source.schemes[0];
         let keys = source.keys();
         let webhook = scheme
-            .sign(body(provider, number).into(), &keys.secrets[0], self.now)
+            .sign(
+                body(provider, number, verification).into(),
+                &keys.secrets[0],
+                now,
+            )
             .expect("a body that can be signed");
         let headers = webhook.headers.iter();
         IngestRequest {
@@ -85,16 +92,18 @@ impl Webhooks {
 
     /// `IngestRequest`s with these numbers.
     pub(crate) fn unary(&self, numbers: std::ops::Range<u64>) -> Vec<Bytes> {
-        let encode = |number| Bytes::from(self.request(number).encode_to_vec());
+        let now = now();
+        let encode = |number| Bytes::from(self.request(number, now).encode_to_vec());
         numbers.map(encode).collect()
     }
 
     /// `IngestStreamRequest`s with these numbers.
     pub(crate) fn stream(&self, numbers: std::ops::Range<u64>) -> Vec<Bytes> {
+        let now = now();
         let encode = |number| {
             let request = IngestStreamRequest {
                 correlation_id: String::new(),
-                request: Some(self.request(number)),
+                request: Some(self.request(number, now)),
             };
             Bytes::from(request.encode_to_vec())
         };
@@ -102,18 +111,23 @@ impl Webhooks {
     }
 }
 
-/// A body of this provider. Three in a row are of the same verification, where the provider has one.
-fn body(provider: &str, number: u64) -> String {
-    let verification = number / 15;
-    // Gu1's have no id of their own: what tells two of one validation apart is the time.
+/// What is signed now is fresh.
+fn now() -> Timestamp {
+    #[expect(clippy::disallowed_methods, reason = "the clock of the senders")]
+    Timestamp::now()
+}
+
+/// A body of this provider, of a verification with this number.
+fn body(provider: &str, number: u64, verification: u64) -> String {
+    // Some have no id of their own: what tells two of one verification apart is the time.
     let time = Timestamp::constant(FIRST_SECOND + number as i64, 0);
     let filler = "x".repeat(260);
     match provider {
         "fractal" => format!(
-            r#"{{"type":"verification_approved","data":{{"level":"plus","user_id":"f7ac7a10-0000-4000-8000-{number:012}","timestamp":"2026-05-28T20:26:40Z","note":"{filler}{filler}{filler}"}}}}"#
+            r#"{{"type":"verification_approved","data":{{"level":"plus","user_id":"f7ac7a10-0000-4000-8000-{verification:012}","timestamp":"{time}","note":"{filler}{filler}{filler}"}}}}"#
         ),
         "fyatu" => format!(
-            r#"{{"event":"cardholder.kyc_rejected","version":"3.0","eventId":"0e7d0000-0000-4000-8000-{number:012}","data":{{"cardholderId":"{number:020}","firstName":"Some","lastName":"Body","status":"REJECTED","reason":"the document of {number} is not readable: {filler}{filler}","appId":"{filler}","timestamp":"2026-05-28T20:26:40+00:00"}}}}"#
+            r#"{{"event":"cardholder.kyc_rejected","version":"3.0","eventId":"0e7d0000-0000-4000-8000-{number:012}","data":{{"cardholderId":"{verification:020}","firstName":"Some","lastName":"Body","status":"REJECTED","reason":"the document of {number} is not readable: {filler}{filler}","appId":"{filler}","timestamp":"2026-05-28T20:26:40+00:00"}}}}"#
         ),
         "gu1" => format!(
             r#"{{"event":"kyc.validation_approved","timestamp":"{time}","organizationId":"org-{number}","payload":{{"id":"val-{verification}","entityId":"ent-{verification}","validationSessionId":"session-{number}","status":"approved","verifiedFields":["name","dateOfBirth","documentNumber","address"],"extractedData":{{"firstName":"Some","lastName":"Body {number}","dateOfBirth":"1990-01-01","documentNumber":"X{number:09}","nationality":"ARG","address":"Example Street {number}, Example Town"}},"warnings":[],"decision":{{"score":0.97,"provider":"internal","notes":"{filler}"}},"metadata":{{"flow":"onboarding","number":{number}}}}}}}"#

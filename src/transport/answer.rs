@@ -33,7 +33,7 @@ const PIECE_BYTES: usize = 16 << 10;
 const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often the watchman looks. A task for each answer would see to it at once, and cost a tenth of a whole call.
-const ROUND: Duration = Duration::from_millis(500);
+const ROUND: Duration = Duration::from_secs(1);
 
 /// What is given back by dropping it.
 pub(super) type Held = Box<dyn Send>;

@@ -1,0 +1,162 @@
+//! Webhooks in: unary, over streams, and one at a time to a subscriber.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use prost::Message;
+use verdict::proto::{Latest, SubscribeRequest, subscribe_request::Start};
+
+use crate::{
+    Size,
+    client::{
+        self, ECHO, ECHO_STREAM, INGEST, INGEST_STREAM, SUBSCRIBE, call, connect, histogram,
+        subscribe,
+    },
+    process::Server,
+    report::{Goals, Row, head, percentiles},
+    webhooks::Webhooks,
+};
+
+/// How large the messages of the baseline are: as large as the webhooks.
+const ECHO_BYTES: usize = 900;
+
+/// How many messages wait for their answers, of all streams together.
+pub(crate) const AHEAD: usize = 1024;
+
+/// `google.protobuf.BytesValue`.
+pub(crate) fn bytes_value(bytes: &[u8]) -> Bytes {
+    bytes.to_vec().encode_to_vec().into()
+}
+
+fn echoes(count: u64) -> Vec<Bytes> {
+    vec![bytes_value(&[7; ECHO_BYTES]); count as usize]
+}
+
+/// Unary calls, this many in flight.
+pub(crate) async fn unary(size: Size, in_flight: usize, goals: &mut Goals) {
+    let (baseline, verdict) = (Server::baseline(), Server::verdict());
+    let webhooks = Webhooks::new();
+    let (mut echo, mut ingest) = (Row::default(), Row::default());
+    for round in 0..size.rounds {
+        let before = baseline.processor_time();
+        let measured = client::unary(&baseline.url, ECHO, echoes(size.events), in_flight).await;
+        echo.add(&measured, baseline.processor_time() - before);
+        let first = round * size.events;
+        let requests = webhooks.unary(first..first + size.events);
+        let before = verdict.processor_time();
+        let measured = client::unary(&verdict.url, INGEST, requests, in_flight).await;
+        ingest.add(&measured, verdict.processor_time() - before);
+    }
+    head(&format!("Unary, {in_flight} in flight"));
+    echo.print("echo");
+    ingest.print("Ingest, durable");
+    println!("\nratio **{:.2}**", ingest.ratio_to(&echo));
+    println!("resident: {} MiB\n", verdict.resident_bytes() >> 20);
+    let what = format!("durable unary Ingest to unary echo, {in_flight} in flight");
+    goals.at_least(&what, 0.75, ingest.ratio_to(&echo), "");
+    let most = 1.5 * echo.p99() as f64 + syncs().value_at_quantile(0.5) as f64;
+    let what = format!("its p99 to 1.5 × that of echo and one sync, {in_flight} in flight");
+    goals.at_most(&what, 1.0, ingest.p99() as f64 / most, "");
+}
+
+/// Streams in both directions.
+pub(crate) async fn streams(size: Size, goals: &mut Goals) {
+    let (baseline, verdict) = (Server::baseline(), Server::verdict());
+    let webhooks = Webhooks::new();
+    let (mut echo, mut ingest) = (Row::default(), Row::default());
+    for round in 0..size.rounds {
+        let before = baseline.processor_time();
+        let measured =
+            client::streams(&baseline.url, ECHO_STREAM, echoes(5 * size.events), AHEAD).await;
+        echo.add(&measured, baseline.processor_time() - before);
+        let first = round * size.events;
+        let requests = webhooks.stream(first..first + size.events);
+        let before = verdict.processor_time();
+        let measured = client::streams(&verdict.url, INGEST_STREAM, requests, AHEAD).await;
+        ingest.add(&measured, verdict.processor_time() - before);
+    }
+    head(&format!("Bidirectional streams, {AHEAD} in flight"));
+    echo.print("echo stream");
+    ingest.print("IngestStream, durable");
+    println!("\nratio **{:.2}**\n", ingest.ratio_to(&echo));
+    goals.at_least(
+        "durable IngestStream to the echo stream",
+        0.4,
+        ingest.ratio_to(&echo),
+        "",
+    );
+}
+
+/// From a webhook to a subscriber, one at a time.
+pub(crate) async fn latency(goals: &mut Goals) {
+    const COUNT: u64 = 2000;
+    let (baseline, verdict) = (Server::baseline(), Server::verdict());
+    let webhooks = Webhooks::new().unary(0..COUNT);
+    let (echo_channel, channel) = (connect(&baseline.url).await, connect(&verdict.url).await);
+    let request = SubscribeRequest {
+        start: Some(Start::Latest(Latest {})),
+        ..Default::default()
+    };
+    let subscriber = connect(&verdict.url).await;
+    let mut events = subscribe(&subscriber, SUBSCRIBE, request.encode_to_vec().into()).await;
+    // That it has caught up.
+    events.message().await.expect("no error");
+    let message = bytes_value(&[7; ECHO_BYTES]);
+    let (mut echo, mut answered, mut delivered) = (histogram(), histogram(), histogram());
+    for webhook in webhooks {
+        let begun = Instant::now();
+        call(&echo_channel, ECHO, message.clone()).await;
+        echo.saturating_record(elapsed(begun));
+        let begun = Instant::now();
+        let ingest = async {
+            call(&channel, INGEST, webhook).await;
+            elapsed(begun)
+        };
+        let event = async {
+            events.message().await.expect("no error").expect("an event");
+            elapsed(begun)
+        };
+        let (one, other) = tokio::join!(ingest, event);
+        answered.saturating_record(one);
+        delivered.saturating_record(other);
+    }
+    let sync = syncs();
+    println!("## One at a time\n\n| what | p50 / p99 / p99.9 |\n|---|---|");
+    println!("| echo | {} |", percentiles(&echo));
+    println!(
+        "| one append and fdatasync of 2 kB | {} |",
+        percentiles(&sync)
+    );
+    println!("| Ingest to its answer | {} |", percentiles(&answered));
+    println!(
+        "| Ingest to the subscriber | {} |\n",
+        percentiles(&delivered)
+    );
+    let p50 = |latency: &Histogram<u64>| latency.value_at_quantile(0.5) as f64;
+    goals.at_most(
+        "Ingest to Subscribe beyond an echo and a sync, p50",
+        150.0,
+        p50(&delivered) - p50(&echo) - p50(&sync),
+        " µs",
+    );
+}
+
+fn elapsed(begun: Instant) -> u64 {
+    let elapsed: Duration = begun.elapsed();
+    (elapsed.as_micros() as u64).max(1)
+}
+
+/// What a sync costs here.
+fn syncs() -> Histogram<u64> {
+    use std::io::Write;
+    let mut file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
+    let mut latency = histogram();
+    for _ in 0..1000 {
+        let begun = Instant::now();
+        file.write_all(&[7; 2000]).expect("room");
+        file.sync_data().expect("a disk");
+        latency.saturating_record(elapsed(begun));
+    }
+    latency
+}
