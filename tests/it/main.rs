@@ -17,6 +17,7 @@ mod erase;
 mod fixtures;
 mod golden;
 mod history;
+mod index;
 mod ingest;
 mod ingest_stream;
 mod known_answers;

@@ -31,13 +31,13 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Opens them. The index knows all events up to `complete_to`, so these were acknowledged.
+    /// Opens them. The index knows that all events up to `acknowledged_to` were acknowledged.
     pub(super) fn open(
         disk: &Arc<dyn Disk>,
         config: &LogConfig,
         meta: &MetaRecord,
         masters: &MasterKeys,
-        complete_to: u64,
+        acknowledged_to: u64,
     ) -> Result<Self, OpenError> {
         let log_id = meta::id(&meta.id)?;
         let sealing = |kind: Kind, chunk: u64| {
@@ -69,7 +69,7 @@ impl Files {
             &directory,
             log_id,
             segment_bytes,
-            Promise::Durable(closed.events.max(complete_to)),
+            Promise::Durable(closed.events.max(acknowledged_to)),
             sealing(
                 Kind::Events,
                 (segment_bytes / BYTES_PER_KEY).clamp(16, 1024),

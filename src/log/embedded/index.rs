@@ -1,381 +1,376 @@
-//! Which events are in the log, and where each verification stands: fjall, in the directory `index`.
+//! Which events are in the log, and where each verification stands.
 //!
-//! | keyspace | key | value |
-//! |---|---|---|
-//! | `ids` | event id | position, first half of the SHA-256 of the content |
-//! | `verifications` | first half of the SHA-256 of provider, account and verification id | position of its newest event, where it stands |
-//! | `meta` | name | the id of the log, the position up to which the index is complete |
-//!
-//! All of it follows from the events, so nothing here is synced: after a crash, what is missing is made from the log
-//! again, and an index that cannot be opened is made anew from all of it.
-//!
-//! What leads to an event that is no longer retained counts for nothing, and goes when fjall compacts its tables.
+//! What is new is in memory, a *portion* of it: two maps. A full portion is frozen and goes into the tables on the disk, on a
+//! thread of its own, while the next one fills up. So a lookup asks the newest portion, then the frozen one, then the tables,
+//! and after a crash at most two portions have to be made from the log again.
 
 use std::{
-    fs, io,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    thread,
 };
 
-use fjall::{
-    Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
-    compaction::filter::{
-        CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
-    },
-    config::{CompressionPolicy, PartitioningPolicy},
-};
 use prost::Message;
 use uuid::Uuid;
 
 use super::{
     OpenError,
+    acknowledged::Acknowledged,
     frame::{Frame, Parts},
-    record::{EventRecord, StateRecord},
+    portion::{IdEntry, Portion, half},
+    record::EventRecord,
+    tables::{self, Tables},
     view::View,
 };
 use crate::log::{Position, VerificationState};
 
-/// What a keyspace keeps in memory before it writes a table. fjall's own default of 64 MiB would make the server grow by
-/// hundreds of MiB.
-const MEMTABLE_BYTES: u64 = 16 << 20;
+pub(super) use super::tables::IndexError;
 
-/// What is read from tables and kept in memory.
-const CACHE_BYTES: u64 = 32 << 20;
+/// How many events make a portion full: they and those of one more batch still fit into maps of 2^15 buckets, about 5 MiB.
+/// There are two portions at most, and as many events are read again after a crash.
+const PORTION_EVENTS: u64 = 28_000;
 
-/// How much of its journal fjall keeps. It is read at the start.
-const JOURNAL_BYTES: u64 = 64 << 20;
+/// How many it is for segments of this size: not many more than one of them holds, so that small logs have small portions.
+pub(super) fn portion_events(segment_bytes: u64) -> usize {
+    const BYTES_PER_EVENT: u64 = 1024;
+    (segment_bytes / BYTES_PER_EVENT).clamp(64, PORTION_EVENTS) as usize
+}
 
-/// How many events are added at once when the index is made from the log.
-const REPLAY_BATCH: usize = 4096;
-
-/// The index. Cloning it is cheap.
-#[derive(Clone)]
+/// The readers' side of the index. Cloning it is cheap.
+#[derive(Clone, Debug)]
 pub(super) struct Index {
-    database: Database,
-    ids: Keyspace,
-    verifications: Keyspace,
-    meta: Keyspace,
-    start: Arc<AtomicU64>,
+    tables: Tables,
+    portions: Arc<RwLock<Portions>>,
 }
 
-impl std::fmt::Debug for Index {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Index").finish_non_exhaustive()
-    }
+/// What is in memory.
+#[derive(Debug, Default)]
+struct Portions {
+    newest: Portion,
+    /// The one before, until it is in the tables.
+    frozen: Option<Arc<Portion>>,
 }
-
-/// The index cannot be used until a new start.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum IndexError {
-    /// What is on the disk is good, as far as anybody knows.
-    #[error("the index cannot be used: {0}")]
-    Unavailable(fjall::Error),
-    /// It must be made anew from the log.
-    #[error("the index is damaged: {0}")]
-    Damaged(String),
-}
-
-impl From<fjall::Error> for IndexError {
-    fn from(error: fjall::Error) -> Self {
-        match is_of_the_disk(&error) {
-            true => Self::Unavailable(error),
-            false => Self::Damaged(error.to_string()),
-        }
-    }
-}
-
-/// Whether an error says nothing about what is stored.
-fn is_of_the_disk(error: &fjall::Error) -> bool {
-    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
-    match error {
-        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
-            !matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
-        }
-        fjall::Error::Poisoned | fjall::Error::Locked => true,
-        _ => false,
-    }
-}
-
-/// Lets go of what leads to an event that is no longer retained, when tables are compacted. Every value begins with a
-/// position.
-struct Retained {
-    start: Arc<AtomicU64>,
-}
-
-impl Factory for Retained {
-    fn name(&self) -> &str {
-        "retained"
-    }
-
-    fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
-        let start = self.start.load(Ordering::Relaxed);
-        Box::new(RetainedAfter(start))
-    }
-}
-
-struct RetainedAfter(u64);
-
-impl CompactionFilter for RetainedAfter {
-    fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
-        let position = item.value()?.first_chunk().copied().map(u64::from_be_bytes);
-        Ok(match position {
-            // An older value that might show again leads to a still older event.
-            Some(position) if position <= self.0 => Verdict::Destroy,
-            _ => Verdict::Keep,
-        })
-    }
-}
-
-/// Where the event with an id lies, and what it says.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct IdEntry {
-    pub(super) position: Position,
-    content: [u8; 16],
-}
-
-impl IdEntry {
-    pub(super) fn new(position: Position, content_sha256: &[u8; 32]) -> Self {
-        let mut content = [0; 16];
-        content.copy_from_slice(half(content_sha256));
-        Self { position, content }
-    }
-
-    pub(super) fn has_content(&self, content_sha256: &[u8; 32]) -> bool {
-        self.content == half(content_sha256)
-    }
-
-    fn encode(&self) -> [u8; 24] {
-        let mut bytes = [0; 24];
-        bytes[..8].copy_from_slice(&self.position.0.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.content);
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (position, content) = bytes.split_first_chunk()?;
-        Some(Self {
-            position: Position(u64::from_be_bytes(*position)),
-            content: content.try_into().ok()?,
-        })
-    }
-}
-
-/// What is to be changed at once.
-pub(super) struct Changes {
-    batch: OwnedWriteBatch,
-    complete_to: Option<Position>,
-}
-
-const META: &str = "meta";
-const COMPLETE_TO: &str = "complete_to";
-const LOG_ID: &str = "log_id";
-
-/// The file that says that the index must be made anew.
-const BROKEN: &str = "index.broken";
 
 impl Index {
-    /// Opens the index of a log in its directory. It may lack the newest events: [`complete`](Self::complete) adds them.
-    pub(super) fn open(directory: &Path, log_id: Uuid) -> Result<Self, OpenError> {
-        let path = directory.join("index");
-        if directory.join(BROKEN).exists() {
-            tracing::warn!("the index was found damaged and is made anew");
-            remove(&path)?;
-            fs::remove_file(directory.join(BROKEN))?;
-        }
-        match Self::open_or_create(&path, log_id) {
-            Ok(Some(index)) => return Ok(index),
-            Ok(None) => tracing::warn!("the index is of another log and is made anew"),
-            Err(error) if is_of_the_disk(&error) => {
-                return Err(OpenError::Index(error.to_string()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the index cannot be opened and is made anew");
-            }
-        }
-        remove(&path)?;
-        match Self::open_or_create(&path, log_id) {
-            Ok(Some(index)) => Ok(index),
-            Ok(None) => Err(OpenError::Index("it is of another log".to_owned())),
-            Err(error) => Err(OpenError::Index(error.to_string())),
+    pub(super) fn find(&self, event_id: &Uuid) -> Result<Option<IdEntry>, IndexError> {
+        let id = event_id.as_bytes();
+        match self.in_memory(|portion| portion.ids.get(id).copied()) {
+            None => self.tables.find(id),
+            found => Ok(found),
         }
     }
 
-    /// Opens what is there; `None` if it is the index of another log.
-    fn open_or_create(path: &Path, log_id: Uuid) -> Result<Option<Self>, fjall::Error> {
-        let start = Arc::new(AtomicU64::new(0));
-        let retained = Arc::clone(&start);
-        let database = Database::builder(path)
-            .cache_size(CACHE_BYTES)
-            .max_journaling_size(JOURNAL_BYTES)
-            .with_compaction_filter_factories(Arc::new(move |keyspace| {
-                let start = Arc::clone(&retained);
-                let filter: Arc<dyn Factory> = Arc::new(Retained { start });
-                (keyspace != META).then_some(filter)
-            }))
-            .open()?;
-        let options = || {
-            KeyspaceCreateOptions::default()
-                .max_memtable_size(MEMTABLE_BYTES)
-                // Ids are random: every lookup wants another part of the filters. Whole, they are too large for the
-                // cache and are read from the disk each time.
-                .filter_block_partitioning_policy(PartitioningPolicy::all(true))
-                .index_block_partitioning_policy(PartitioningPolicy::all(true))
-                .data_block_compression_policy(CompressionPolicy::disabled())
-        };
-        let meta = database.keyspace(META, options)?;
-        match meta.get(LOG_ID)? {
-            None => meta.insert(LOG_ID, *log_id.as_bytes())?,
-            Some(id) if *id == *log_id.as_bytes() => {}
-            Some(_) => return Ok(None),
+    pub(super) fn verification(
+        &self,
+        key: &[u8; 32],
+    ) -> Result<Option<VerificationState>, IndexError> {
+        let key = half(key);
+        match self.in_memory(|portion| portion.verifications.get(&key).copied()) {
+            None => self.tables.verification(&key),
+            found => Ok(found),
         }
-        Ok(Some(Self {
-            ids: database.keyspace("ids", options)?,
-            verifications: database.keyspace("verifications", options)?,
-            meta,
-            database,
-            start,
-        }))
+    }
+
+    /// Looks into what is in memory, the newest first. What is not there, and was, is in the tables by then.
+    fn in_memory<T>(&self, look: impl Fn(&Portion) -> Option<T>) -> Option<T> {
+        let portions = self.portions();
+        look(&portions.newest).or_else(|| look(portions.frozen.as_ref()?))
+    }
+
+    fn portions(&self) -> RwLockReadGuard<'_, Portions> {
+        self.portions.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn portions_mut(&self) -> RwLockWriteGuard<'_, Portions> {
+        self.portions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The writer's side of the index.
+#[derive(Debug)]
+pub(super) struct Indexer {
+    pub(super) index: Index,
+    acknowledged: Acknowledged,
+    /// When a portion is full.
+    portion_events: usize,
+    /// The frozen portion is going into the tables.
+    ingesting: Option<thread::JoinHandle<Result<(), IndexError>>>,
+}
+
+impl Indexer {
+    /// Opens the index of a log in its directory. It may lack the newest events: [`complete`](Self::complete) adds them.
+    pub(super) fn open(
+        directory: &Path,
+        log_id: Uuid,
+        portion_events: usize,
+    ) -> Result<Self, OpenError> {
+        let tables = Tables::open(directory, log_id)?;
+        Ok(Self {
+            index: Index {
+                tables,
+                portions: Arc::default(),
+            },
+            acknowledged: Acknowledged::open(&directory.join(tables::DIRECTORY))?,
+            portion_events,
+            ingesting: None,
+        })
+    }
+
+    /// All events up to here are known to have been acknowledged.
+    pub(super) fn acknowledged_to(&self) -> Result<u64, IndexError> {
+        let complete_to = self.index.tables.complete_to()?;
+        Ok(complete_to.max(self.acknowledged.position.0))
     }
 
     /// Everything up to here is no longer retained.
     pub(super) fn set_start(&self, start: Position) {
-        self.start.store(start.0, Ordering::Relaxed);
+        self.index.tables.set_start(start);
     }
 
     /// Adds the events that the index does not know yet.
-    pub(super) fn complete(&self, events: &View) -> Result<(), OpenError> {
+    pub(super) fn complete(&mut self, events: &View) -> Result<(), OpenError> {
         let (start, end) = (events.start(), events.end());
         self.set_start(Position(start));
-        let first = self.complete_to()?.max(start) + 1;
-        if end >= first + REPLAY_BATCH as u64 {
+        let first = self.index.tables.complete_to()?.max(start) + 1;
+        if end >= first + self.portion_events as u64 {
             tracing::info!(
                 events = end + 1 - first,
                 "the index is completed from the log"
             );
         }
-        let mut changes = self.changes();
         let mut failed = None;
         let read = events.read(first, end, Parts::Heads, |frame| {
-            failed = self.add_frame(&mut changes, &frame).err();
+            failed = self.add_frame(&frame).err();
             failed.is_none()
         });
         if let Some(error) = failed {
             return Err(error);
         }
         read.map_err(|error| OpenError::Damaged(error.to_string()))?;
-        changes.commit(self)?;
+        self.acknowledge(Position(end))?;
         Ok(())
     }
 
-    fn add_frame(&self, changes: &mut Changes, frame: &Frame) -> Result<(), OpenError> {
+    fn add_frame(&mut self, frame: &Frame) -> Result<(), OpenError> {
         let number = frame.number;
         let damaged = || OpenError::Damaged(format!("number {number}: its record cannot be read"));
         let record = EventRecord::decode(frame.head.clone()).map_err(|_| damaged())?;
-        changes
-            .add(self, Position(number), &record)
-            .ok_or_else(damaged)?;
-        if changes.batch.len() >= REPLAY_BATCH {
-            std::mem::replace(changes, self.changes()).commit(self)?;
+        let added = self
+            .index
+            .portions_mut()
+            .newest
+            .add(Position(number), &record);
+        added.ok_or_else(damaged)?;
+        Ok(self.freeze_if_full()?)
+    }
+
+    /// Adds events that have become durable, the last of them at `end`, and takes note that they are acknowledged.
+    pub(super) fn add(
+        &mut self,
+        ids: impl IntoIterator<Item = (Uuid, IdEntry)>,
+        verifications: impl IntoIterator<Item = ([u8; 32], VerificationState)>,
+        end: Position,
+    ) -> Result<(), IndexError> {
+        {
+            let Portions { newest, .. } = &mut *self.index.portions_mut();
+            let ids = ids.into_iter().map(|(id, entry)| (id.into_bytes(), entry));
+            newest.ids.extend(ids);
+            let verifications = verifications.into_iter();
+            let verifications = verifications.map(|(key, state)| (half(&key), state));
+            newest.verifications.extend(verifications);
+            newest.end = end;
         }
+        self.acknowledge(end)?;
+        self.freeze_if_full()
+    }
+
+    fn acknowledge(&mut self, end: Position) -> Result<(), IndexError> {
+        let written = self.acknowledged.write(end);
+        written.map_err(|error| IndexError::Unavailable(error.into()))
+    }
+
+    /// Takes note of what has become of the frozen portion.
+    pub(super) fn examine(&mut self) -> Result<(), IndexError> {
+        match &self.ingesting {
+            Some(ingesting) if ingesting.is_finished() => self.settle(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts everything into the tables, so that the next start has nothing to complete.
+    pub(super) fn close(&mut self) -> Result<(), IndexError> {
+        self.freeze()?;
+        self.settle()
+    }
+
+    fn freeze_if_full(&mut self) -> Result<(), IndexError> {
+        let is_full = self.index.portions().newest.ids.len() >= self.portion_events;
+        if is_full { self.freeze() } else { Ok(()) }
+    }
+
+    /// Has the newest portion put into the tables. Waits for the one before: there is never a third one.
+    fn freeze(&mut self) -> Result<(), IndexError> {
+        self.settle()?;
+        let portion = {
+            let mut portions = self.index.portions_mut();
+            if portions.newest.ids.is_empty() {
+                return Ok(());
+            }
+            let portion = Arc::new(std::mem::take(&mut portions.newest));
+            portions.frozen = Some(Arc::clone(&portion));
+            portion
+        };
+        let index = self.index.clone();
+        let ingest = move || {
+            index.tables.ingest(&portion)?;
+            index.portions_mut().frozen = None;
+            Ok(())
+        };
+        let thread = thread::Builder::new()
+            .name("log-index".to_owned())
+            .spawn(ingest);
+        let thread = thread.map_err(|error| IndexError::Unavailable(error.into()))?;
+        self.ingesting = Some(thread);
         Ok(())
     }
 
-    /// The position up to which the index knows all events: they were acknowledged.
-    pub(super) fn complete_to(&self) -> Result<u64, IndexError> {
-        let value = self.meta.get(COMPLETE_TO)?;
-        let number = value.map(|value| value.as_ref().try_into().map(u64::from_be_bytes));
-        match number {
-            None => Ok(0),
-            Some(Ok(number)) => Ok(number),
-            Some(Err(_)) => Err(IndexError::Damaged("its end is not a number".to_owned())),
-        }
+    /// Waits until the frozen portion is in the tables.
+    fn settle(&mut self) -> Result<(), IndexError> {
+        let Some(ingesting) = self.ingesting.take() else {
+            return Ok(());
+        };
+        let panicked = |_| Err(IndexError::Damaged("adding to it has panicked".to_owned()));
+        ingesting.join().unwrap_or_else(panicked)
     }
+}
 
-    pub(super) fn find(&self, event_id: &Uuid) -> Result<Option<IdEntry>, IndexError> {
-        match self.ids.get(event_id.as_bytes())? {
-            None => Ok(None),
-            Some(value) => IdEntry::decode(&value)
-                .map(Some)
-                .ok_or_else(|| IndexError::Damaged("an id cannot be read".to_owned())),
-        }
-    }
-
-    pub(super) fn verification(&self, key: &[u8]) -> Result<Option<VerificationState>, IndexError> {
-        let unreadable = || IndexError::Damaged("a verification cannot be read".to_owned());
-        match self.verifications.get(half(key))? {
-            None => Ok(None),
-            Some(value) => {
-                let (_, state) = value.split_first_chunk::<8>().ok_or_else(unreadable)?;
-                let record = StateRecord::decode(state).map_err(|_| unreadable())?;
-                record.into_state().map(Some).ok_or_else(unreadable)
-            }
-        }
-    }
-
-    pub(super) fn changes(&self) -> Changes {
-        Changes {
-            batch: self.database.batch(),
-            complete_to: None,
-        }
-    }
-
-    /// Writes everything to the disk, so that the next start has nothing to complete.
-    pub(super) fn close(&self) -> Result<(), IndexError> {
-        Ok(self.database.persist(PersistMode::SyncAll)?)
-    }
-
-    /// Takes note that the index must be made anew at the next start.
-    pub(super) fn mark_broken(directory: &Path) {
-        if let Err(error) = fs::write(directory.join(BROKEN), []) {
-            tracing::error!(%error, "the index cannot be marked as damaged; remove the directory index");
+impl Drop for Indexer {
+    fn drop(&mut self) {
+        // Whoever opens the log next must find nobody else at work.
+        if let Err(error) = self.settle() {
+            tracing::warn!(%error, "the index is completed at the next start");
         }
     }
 }
 
-impl Changes {
-    /// Adds an event. `None` if its record does not hold what it must.
-    pub(super) fn add(
-        &mut self,
-        index: &Index,
-        position: Position,
-        record: &EventRecord,
-    ) -> Option<()> {
-        let content = record.content_sha256.as_ref().try_into().ok()?;
-        let entry = IdEntry::new(position, content);
-        let id = Uuid::from_slice(&record.event_id).ok()?;
-        self.batch
-            .insert(&index.ids, *id.as_bytes(), entry.encode());
-        if let Some(place) = &record.verification {
-            let state = place.state.as_ref()?;
-            let mut value = position.0.to_be_bytes().to_vec();
-            state.encode(&mut value).ok()?;
-            self.batch
-                .insert(&index.verifications, half(&place.key), value);
-        }
-        self.complete_to = Some(position);
-        Some(())
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const PORTION: usize = 4;
+
+    fn open(directory: &TempDir) -> Indexer {
+        std::fs::create_dir_all(directory.path()).unwrap();
+        Indexer::open(directory.path(), Uuid::from_u128(1), PORTION).unwrap()
     }
 
-    pub(super) fn commit(mut self, index: &Index) -> Result<(), IndexError> {
-        if let Some(position) = self.complete_to {
-            self.batch
-                .insert(&index.meta, COMPLETE_TO, position.0.to_be_bytes());
+    /// Adds events of one verification, whose ids are their numbers.
+    fn add(indexer: &mut Indexer, numbers: std::ops::RangeInclusive<u64>) {
+        for number in numbers {
+            let position = Position(number);
+            let id = Uuid::from_u128(number.into());
+            let state = VerificationState {
+                revision: number,
+                last: position,
+                ..Default::default()
+            };
+            let entry = IdEntry::new(position, &[number as u8; 32]);
+            indexer
+                .add([(id, entry)], [([7; 32], state)], position)
+                .unwrap();
         }
-        Ok(self.batch.commit()?)
     }
-}
 
-/// Half of a SHA-256 still tells any two things apart, and halves what compaction moves about.
-fn half(sha256: &[u8]) -> &[u8] {
-    &sha256[..sha256.len() / 2]
-}
+    fn knows(indexer: &Indexer, number: u64) -> bool {
+        let found = indexer.index.find(&Uuid::from_u128(number.into())).unwrap();
+        found.is_some_and(|entry| {
+            assert_eq!(entry.position, Position(number));
+            entry.has_content(&[number as u8; 32])
+        })
+    }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    fn revision(indexer: &Indexer) -> u64 {
+        let state = indexer.index.verification(&[7; 32]).unwrap();
+        state.map_or(0, |state| state.revision)
+    }
+
+    fn complete_to(indexer: &Indexer) -> u64 {
+        indexer.index.tables.complete_to().unwrap()
+    }
+
+    #[test]
+    fn what_is_known_wanders_from_memory_into_tables() {
+        let directory = TempDir::new().unwrap();
+        let mut indexer = open(&directory);
+        for number in 1..=50 {
+            assert!(!knows(&indexer, number));
+            add(&mut indexer, number..=number);
+            assert!((1..=number).all(|number| knows(&indexer, number)));
+            assert_eq!(revision(&indexer), number);
+            assert_eq!(indexer.acknowledged_to().unwrap(), number);
+            assert!(complete_to(&indexer) <= number);
+            // Two portions at most are not in the tables.
+            assert!(complete_to(&indexer) + 2 * PORTION as u64 >= number);
+        }
+        indexer.close().unwrap();
+        assert_eq!(complete_to(&indexer), 50);
+        drop(indexer);
+        let indexer = open(&directory);
+        assert!((1..=50).all(|number| knows(&indexer, number)) && !knows(&indexer, 51));
+        assert_eq!(revision(&indexer), 50);
+    }
+
+    #[test]
+    fn after_a_kill_it_is_known_what_was_acknowledged_and_what_the_tables_lack() {
+        let directory = TempDir::new().unwrap();
+        let mut indexer = open(&directory);
+        add(&mut indexer, 1..=6);
+        drop(indexer);
+        let mut indexer = open(&directory);
+        assert_eq!(
+            (complete_to(&indexer), indexer.acknowledged_to().unwrap()),
+            (4, 6)
+        );
+        assert!(knows(&indexer, 4) && !knows(&indexer, 5));
+        add(&mut indexer, 5..=6);
+        indexer.close().unwrap();
+        assert!(knows(&indexer, 6));
+        drop(indexer);
+        // What cannot be read says nothing.
+        let path = directory.path().join("index/acknowledged");
+        for content in ["", "123456789012"] {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(open(&directory).acknowledged_to().unwrap(), 6);
+        }
+    }
+
+    #[test]
+    fn a_portion_that_is_in_the_tables_in_part_is_put_there_again() {
+        let directory = TempDir::new().unwrap();
+        let mut indexer = open(&directory);
+        add(&mut indexer, 1..=4);
+        indexer.close().unwrap();
+        add(&mut indexer, 5..=7);
+        // Killed between the two tables, and between them and the note that both are there.
+        let portion = std::mem::take(&mut indexer.index.portions_mut().newest);
+        for verifications in [Default::default(), portion.verifications.clone()] {
+            let part = Portion {
+                ids: portion.ids.clone(),
+                verifications,
+                end: Position(4),
+            };
+            indexer.index.tables.ingest(&part).unwrap();
+            drop(indexer);
+            indexer = open(&directory);
+            assert_eq!(complete_to(&indexer), 4);
+        }
+        add(&mut indexer, 5..=8);
+        indexer.close().unwrap();
+        assert!((1..=8).all(|number| knows(&indexer, number)));
+        assert_eq!((revision(&indexer), complete_to(&indexer)), (8, 8));
     }
 }

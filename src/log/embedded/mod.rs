@@ -10,6 +10,7 @@
 //! | `index/` | which events are in the log; follows from `events/` |
 //! | `lock`, `keys/lock` | held while a process uses the log |
 
+mod acknowledged;
 mod consumers;
 mod files;
 mod frame;
@@ -19,6 +20,7 @@ mod key_file;
 mod keys;
 mod master_file;
 mod meta;
+mod portion;
 mod quarantine;
 mod reader;
 mod record;
@@ -32,6 +34,7 @@ mod segment;
 mod segments;
 mod slots;
 mod small_file;
+mod tables;
 mod view;
 mod writer;
 
@@ -57,7 +60,7 @@ use self::{
     files::Files,
     frame::FrameError,
     health::Watchdog,
-    index::{Index, IndexError},
+    index::{IndexError, Indexer, portion_events},
     master_file::MasterFile,
     reader::{Shared, read_error},
     request::{Reply, Request},
@@ -178,13 +181,14 @@ impl EmbeddedLog {
                 "log.encryption.enabled is false: personal data and raw deliveries are stored as they are, and cannot be erased"
             );
         }
-        let index = Index::open(directory, log_id)?;
+        let portion_events = portion_events(retention::segment_bytes(config));
+        let mut indexer = Indexer::open(directory, log_id, portion_events)?;
         let Files {
             events,
             genuine,
             unverified,
-        } = Files::open(&disk, config, &meta, &masters, index.complete_to()?)?;
-        index.complete(&events.view)?;
+        } = Files::open(&disk, config, &meta, &masters, indexer.acknowledged_to()?)?;
+        indexer.complete(&events.view)?;
         let end = Position(events.end());
         let openings = meta::add_opening(disk.as_ref(), directory, &mut meta, new_id, end)?;
 
@@ -192,7 +196,7 @@ impl EmbeddedLog {
             openings,
             events: Arc::clone(&events.view),
             measures: events.measures.clone(),
-            index: index.clone(),
+            index: indexer.index.clone(),
             tail: Tail::new(end),
             health: Watchdog::new(Arc::clone(&disk), config.min_free_bytes),
             genuine: genuine.view.clone(),
@@ -210,7 +214,7 @@ impl EmbeddedLog {
             events,
             genuine,
             unverified,
-            index,
+            indexer,
             retirement: Retirement::new(config.retention),
             rewrapping: Rewrapping::new(master_file),
             meta,

@@ -152,7 +152,7 @@ impl Writer {
         );
         stored.map_err(WriteError::Write)?;
         self.events.delete_oldest()?;
-        self.index.set_start(Position(last));
+        self.indexer.set_start(Position(last));
         Ok(true)
     }
 

@@ -19,8 +19,9 @@ use uuid::Uuid;
 use super::{
     consumers::ConsumerChange,
     frame::NewFrame,
-    index::{IdEntry, Index, IndexError},
+    index::{IndexError, Indexer},
     meta,
+    portion::IdEntry,
     quarantine::{Change, Quarantine},
     reader::Shared,
     record::{ClosedRecord, EventRecord, MetaRecord, PlaceInVerification},
@@ -28,6 +29,7 @@ use super::{
     retention::Retirement,
     rewrap::Rewrapping,
     segments::{Segments, WriteError},
+    tables::Tables,
 };
 use crate::log::{
     AppendError, Appended, EraseError, NewEvent, Origin, Position, QuarantineKind, Sealed,
@@ -51,7 +53,7 @@ pub(super) struct Writer {
     pub(super) events: Segments,
     pub(super) genuine: Quarantine,
     pub(super) unverified: Quarantine,
-    pub(super) index: Index,
+    pub(super) indexer: Indexer,
     pub(super) end: Position,
     pub(super) latest_received_at: Time,
     pub(super) retirement: Retirement,
@@ -129,6 +131,9 @@ impl Writer {
     /// What is to be done once in a while: see whether the disk is well, and delete what is too old.
     fn tick(&mut self) {
         self.shared.health.examine(&self.shared.directory);
+        if let Err(error) = self.indexer.examine() {
+            self.index_failed(&error);
+        }
         if let Err(error) = self.unverified.sync() {
             self.trouble(error);
         }
@@ -146,7 +151,7 @@ impl Writer {
         if self.shared.health.has_not_failed().is_err() {
             return;
         }
-        if let Err(error) = self.index.close() {
+        if let Err(error) = self.indexer.close() {
             tracing::warn!(%error, "the index was not closed; it is completed at the next start");
         }
         self.meta.closed = Some(ClosedRecord {
@@ -284,7 +289,7 @@ impl Writer {
         if let Some(known) = batch.ids.get(event_id) {
             return Ok(Some(*known));
         }
-        let known = self.index.find(event_id);
+        let known = self.indexer.index.find(event_id);
         let known = known.map_err(|error| self.index_failed(&error))?;
         Ok(known.filter(|known| known.position.0 > self.events.view.start()))
     }
@@ -319,7 +324,7 @@ impl Writer {
     }
 
     fn state(&self, key: &[u8; 32]) -> Result<Option<VerificationState>, AppendError> {
-        let state = self.index.verification(key);
+        let state = self.indexer.index.verification(key);
         let state = state.map_err(|error| self.index_failed(&error))?;
         Ok(state.filter(|state| state.last.0 > self.events.view.start()))
     }
@@ -381,13 +386,9 @@ impl Writer {
         self.events
             .append(&frames)
             .map_err(|error| self.trouble(error))?;
-        let mut changes = self.index.changes();
-        for event in &batch.events {
-            let added = changes.add(&self.index, event.stored.position, &event.record);
-            debug_assert!(added.is_some(), "we have just made the record");
-        }
+        let (ids, verifications) = (batch.ids.drain(), batch.verifications.drain());
         // The events are durable whatever becomes of the index, which is completed at the next start.
-        if let Err(error) = changes.commit(&self.index) {
+        if let Err(error) = self.indexer.add(ids, verifications, batch.end) {
             self.index_failed(&error);
         }
         self.shared.health.well();
@@ -449,7 +450,7 @@ impl Writer {
     /// The index has failed. The answer for those who wait.
     pub(super) fn index_failed(&self, error: &IndexError) -> AppendError {
         if let IndexError::Damaged(_) = error {
-            Index::mark_broken(&self.shared.directory);
+            Tables::mark_broken(&self.shared.directory);
         }
         self.shared.health.fail(error.to_string());
         AppendError::Unavailable(error.to_string())

@@ -1,0 +1,289 @@
+//! The tables of the index: fjall, in the directory `index`.
+//!
+//! | keyspace | key | value |
+//! |---|---|---|
+//! | `ids` | event id | position, first half of the SHA-256 of the content |
+//! | `verifications` | first half of the SHA-256 of provider, account and verification id | position of its newest event, where it stands |
+//! | `meta` | name | the id of the log, the position up to which the tables are complete |
+//!
+//! They grow by whole portions, each sorted beforehand: that goes around the journal and the memtables of fjall, which cost
+//! most of its time. All of it follows from the events: after a crash, what is missing is made from the log again, and tables
+//! that cannot be opened are made anew from all of it.
+//!
+//! What leads to an event that is no longer retained counts for nothing, and goes when fjall compacts its tables.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, PersistMode,
+    compaction::{
+        Leveled,
+        filter::{
+            CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
+        },
+    },
+    config::CompressionPolicy,
+};
+use prost::Message;
+use uuid::Uuid;
+
+use super::{
+    OpenError,
+    portion::{IdEntry, Portion},
+    record::StateRecord,
+};
+use crate::log::{Position, VerificationState};
+
+/// What is read from tables and kept in memory.
+const CACHE_BYTES: u64 = 32 << 20;
+
+/// How many portions are merged at once, and how large a table becomes. The first level below them holds eight tables, and
+/// is written anew with each merge: with fjall's own sizes that would be 256 MiB for four portions of a few MiB.
+const PORTIONS_PER_MERGE: u8 = 8;
+const TABLE_BYTES: u64 = 2 << 20;
+
+/// The tables. Cloning them is cheap.
+#[derive(Clone)]
+pub(super) struct Tables {
+    database: Database,
+    ids: Keyspace,
+    verifications: Keyspace,
+    meta: Keyspace,
+    start: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Tables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tables").finish_non_exhaustive()
+    }
+}
+
+/// The index cannot be used until a new start.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum IndexError {
+    /// What is on the disk is good, as far as anybody knows.
+    #[error("the index cannot be used: {0}")]
+    Unavailable(fjall::Error),
+    /// It must be made anew from the log.
+    #[error("the index is damaged: {0}")]
+    Damaged(String),
+}
+
+impl From<fjall::Error> for IndexError {
+    fn from(error: fjall::Error) -> Self {
+        match is_of_the_disk(&error) {
+            true => Self::Unavailable(error),
+            false => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+/// Whether an error says nothing about what is stored.
+fn is_of_the_disk(error: &fjall::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+            !matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
+        }
+        fjall::Error::Poisoned | fjall::Error::Locked => true,
+        _ => false,
+    }
+}
+
+/// Lets go of what leads to an event that is no longer retained, when tables are compacted. Every value begins with a
+/// position.
+struct Retained {
+    start: Arc<AtomicU64>,
+}
+
+impl Factory for Retained {
+    fn name(&self) -> &str {
+        "retained"
+    }
+
+    fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
+        let start = self.start.load(Ordering::Relaxed);
+        Box::new(RetainedAfter(start))
+    }
+}
+
+struct RetainedAfter(u64);
+
+impl CompactionFilter for RetainedAfter {
+    fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
+        let position = item.value()?.first_chunk().copied().map(u64::from_be_bytes);
+        Ok(match position {
+            // An older value that might show again leads to a still older event.
+            Some(position) if position <= self.0 => Verdict::Destroy,
+            _ => Verdict::Keep,
+        })
+    }
+}
+
+/// The directory of the index, in that of the log.
+pub(super) const DIRECTORY: &str = "index";
+
+const META: &str = "meta";
+const COMPLETE_TO: &str = "complete_to";
+const LOG_ID: &str = "log_id";
+
+/// The file that says that the index must be made anew.
+const BROKEN: &str = "index.broken";
+
+impl Tables {
+    /// Opens the tables of a log in the directory of its index. They may lack the newest events.
+    pub(super) fn open(directory: &Path, log_id: Uuid) -> Result<Self, OpenError> {
+        let path = directory.join(DIRECTORY);
+        if directory.join(BROKEN).exists() {
+            tracing::warn!("the index was found damaged and is made anew");
+            remove(&path)?;
+            fs::remove_file(directory.join(BROKEN))?;
+        }
+        match Self::open_or_create(&path, log_id) {
+            Ok(Some(index)) => return Ok(index),
+            Ok(None) => tracing::warn!("the index is of another log and is made anew"),
+            Err(error) if is_of_the_disk(&error) => {
+                return Err(OpenError::Index(error.to_string()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the index cannot be opened and is made anew");
+            }
+        }
+        remove(&path)?;
+        match Self::open_or_create(&path, log_id) {
+            Ok(Some(index)) => Ok(index),
+            Ok(None) => Err(OpenError::Index("it is of another log".to_owned())),
+            Err(error) => Err(OpenError::Index(error.to_string())),
+        }
+    }
+
+    /// Opens what is there; `None` if it is the index of another log.
+    fn open_or_create(path: &Path, log_id: Uuid) -> Result<Option<Self>, fjall::Error> {
+        let start = Arc::new(AtomicU64::new(0));
+        let retained = Arc::clone(&start);
+        let database = Database::builder(path)
+            .cache_size(CACHE_BYTES)
+            .with_compaction_filter_factories(Arc::new(move |keyspace| {
+                let start = Arc::clone(&retained);
+                let filter: Arc<dyn Factory> = Arc::new(Retained { start });
+                (keyspace != META).then_some(filter)
+            }))
+            .open()?;
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .compaction_strategy(Arc::new(
+                    Leveled::default()
+                        .with_l0_threshold(PORTIONS_PER_MERGE)
+                        .with_table_target_size(TABLE_BYTES),
+                ))
+                .data_block_compression_policy(CompressionPolicy::disabled())
+        };
+        let meta = database.keyspace(META, options)?;
+        match meta.get(LOG_ID)? {
+            None => meta.insert(LOG_ID, *log_id.as_bytes())?,
+            Some(id) if *id == *log_id.as_bytes() => {}
+            Some(_) => return Ok(None),
+        }
+        Ok(Some(Self {
+            ids: database.keyspace("ids", options)?,
+            verifications: database.keyspace("verifications", options)?,
+            meta,
+            database,
+            start,
+        }))
+    }
+
+    /// Everything up to here is no longer retained.
+    pub(super) fn set_start(&self, start: Position) {
+        self.start.store(start.0, Ordering::Relaxed);
+    }
+
+    /// The position up to which the tables know all events.
+    pub(super) fn complete_to(&self) -> Result<u64, IndexError> {
+        let value = self.meta.get(COMPLETE_TO)?;
+        let number = value.map(|value| value.as_ref().try_into().map(u64::from_be_bytes));
+        match number {
+            None => Ok(0),
+            Some(Ok(number)) => Ok(number),
+            Some(Err(_)) => Err(IndexError::Damaged("its end is not a number".to_owned())),
+        }
+    }
+
+    pub(super) fn find(&self, event_id: &[u8; 16]) -> Result<Option<IdEntry>, IndexError> {
+        match self.ids.get(event_id)? {
+            None => Ok(None),
+            Some(value) => IdEntry::decode(&value)
+                .map(Some)
+                .ok_or_else(|| IndexError::Damaged("an id cannot be read".to_owned())),
+        }
+    }
+
+    pub(super) fn verification(
+        &self,
+        key: &[u8; 16],
+    ) -> Result<Option<VerificationState>, IndexError> {
+        let unreadable = || IndexError::Damaged("a verification cannot be read".to_owned());
+        match self.verifications.get(key)? {
+            None => Ok(None),
+            Some(value) => {
+                let (_, state) = value.split_first_chunk::<8>().ok_or_else(unreadable)?;
+                let record = StateRecord::decode(state).map_err(|_| unreadable())?;
+                record.into_state().map(Some).ok_or_else(unreadable)
+            }
+        }
+    }
+
+    /// Adds a portion, durably. Adding it once more, after it was added in part, changes nothing.
+    pub(super) fn ingest(&self, portion: &Portion) -> Result<(), IndexError> {
+        let ids = portion.ids.iter().map(|(id, entry)| (id, entry.encode()));
+        ingest_sorted(&self.ids, ids.collect())?;
+        let verifications = portion.verifications.iter();
+        let states = verifications.map(|(key, state)| {
+            let mut value = state.last.0.to_be_bytes().to_vec();
+            value.extend(StateRecord::from(*state).encode_to_vec());
+            (key, value)
+        });
+        ingest_sorted(&self.verifications, states.collect())?;
+        // Not before: a table is on the disk, with its name and the manifest that lists it, when its ingestion has finished.
+        self.meta.insert(COMPLETE_TO, portion.end.0.to_be_bytes())?;
+        // Without it a power cut would only have the next start read more events.
+        Ok(self.database.persist(PersistMode::SyncAll)?)
+    }
+
+    /// Takes note that the index must be made anew at the next start.
+    pub(super) fn mark_broken(directory: &Path) {
+        if let Err(error) = fs::write(directory.join(BROKEN), []) {
+            tracing::error!(%error, "the index cannot be marked as damaged; remove the directory index");
+        }
+    }
+}
+
+/// Writes entries into a new table.
+fn ingest_sorted<V: Into<fjall::Slice>>(
+    keyspace: &Keyspace,
+    mut entries: Vec<(&[u8; 16], V)>,
+) -> Result<(), fjall::Error> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    let mut ingestion = keyspace.start_ingestion()?;
+    for (key, value) in entries {
+        ingestion.write(*key, value)?;
+    }
+    ingestion.finish()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
