@@ -51,21 +51,96 @@ pub(super) struct NewFrame<'a> {
 impl NewFrame<'_> {
     /// Appends the record to a buffer. Nothing that verdict takes comes near 4 GiB; should it, it is refused.
     pub(super) fn encode(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
-        let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
-        let mut header = [0; HEADER_BYTES];
-        header[4..8].copy_from_slice(&length(self.head)?.to_le_bytes());
-        header[8..12].copy_from_slice(&length(self.body)?.to_le_bytes());
-        header[12..16].copy_from_slice(&crc32fast::hash(self.body).to_le_bytes());
-        header[16..24].copy_from_slice(&self.number.to_le_bytes());
-        header[24..32].copy_from_slice(&self.synced.to_le_bytes());
-        header[32..40].copy_from_slice(&self.time.to_le_bytes());
-        let checksum = head_checksum(&header, self.head);
-        header[..4].copy_from_slice(&checksum.to_le_bytes());
-        buffer.extend_from_slice(&header);
+        let start = begin(buffer);
         buffer.extend_from_slice(self.head);
+        let head_end = buffer.len();
         buffer.extend_from_slice(self.body);
+        let numbers = Numbers {
+            number: self.number,
+            synced: self.synced,
+            time: self.time,
+        };
+        finish(&mut buffer[start..], head_end - start, &numbers)
+    }
+}
+
+/// What the header of a record says of its place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers {
+    pub(super) number: u64,
+    pub(super) synced: u64,
+    pub(super) time: i64,
+}
+
+/// Records in a row, as they are to lie in the file.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    pub(super) bytes: Vec<u8>,
+    pub(super) records: Vec<FrameSize>,
+}
+
+/// How large one of them is, and its time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FrameSize {
+    pub(super) time: i64,
+    pub(super) head_bytes: usize,
+    pub(super) body_bytes: u32,
+}
+
+impl Frames {
+    /// Appends a record, whose head and body are written right where they are to be.
+    pub(super) fn add(
+        &mut self,
+        numbers: &Numbers,
+        head: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+        body: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let start = begin(&mut self.bytes);
+        head(&mut self.bytes)?;
+        let head_end = self.bytes.len();
+        body(&mut self.bytes)?;
+        let record = &mut self.bytes[start..];
+        finish(record, head_end - start, numbers)?;
+        self.records.push(FrameSize {
+            time: numbers.time,
+            head_bytes: head_end - start - HEADER_BYTES,
+            body_bytes: (start + record.len() - head_end) as u32,
+        });
         Ok(())
     }
+
+    /// Lets go of the records, and keeps the memory for the next ones, unless there was very much.
+    pub(super) fn clear(&mut self) {
+        const KEPT_BYTES: usize = 1 << 20;
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES);
+        self.records.clear();
+    }
+}
+
+/// Leaves room for the header of a record, and says where it begins.
+fn begin(buffer: &mut Vec<u8>) -> usize {
+    let start = buffer.len();
+    buffer.extend_from_slice(&[0; HEADER_BYTES]);
+    start
+}
+
+/// Fills in the header of a record, once its head, which ends there, and its body are known.
+fn finish(record: &mut [u8], head_end: usize, numbers: &Numbers) -> io::Result<()> {
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
+    let (with_head, body) = record.split_at_mut(head_end);
+    let Some((header, head)) = with_head.split_first_chunk_mut::<HEADER_BYTES>() else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    header[4..8].copy_from_slice(&length(head)?.to_le_bytes());
+    header[8..12].copy_from_slice(&length(body)?.to_le_bytes());
+    header[12..16].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
+    header[16..24].copy_from_slice(&numbers.number.to_le_bytes());
+    header[24..32].copy_from_slice(&numbers.synced.to_le_bytes());
+    header[32..40].copy_from_slice(&numbers.time.to_le_bytes());
+    let checksum = head_checksum(header, head);
+    header[..4].copy_from_slice(&checksum.to_le_bytes());
+    Ok(())
 }
 
 fn head_checksum(header: &[u8; HEADER_BYTES], head: &[u8]) -> u32 {

@@ -17,10 +17,11 @@
 
 use std::{collections::BTreeSet, io};
 
+use aws_lc_rs::error::Unspecified;
 use uuid::Uuid;
 
 use super::{
-    seal::{DataKey, Kind, MAX_ID_BYTES, MasterKey, PROOF_BYTES, SlotPlace, WRAPPED_BYTES},
+    seal::{DataKey, Kind, MAX_ID_BYTES, MasterKey, Nonces, PROOF_BYTES, SlotPlace, WRAPPED_BYTES},
     segments::WriteError,
 };
 use crate::log::disk::DiskFile;
@@ -115,15 +116,16 @@ impl Header {
     }
 }
 
-/// A slot with a data key. `None` if there is no randomness.
+/// A slot with a data key. Fails if there is no randomness.
 pub(super) fn encode_slot(
     place: &SlotPlace,
     master: &MasterKey,
     key: &DataKey,
-) -> Option<[u8; SLOT_BYTES]> {
+    nonces: &mut Nonces,
+) -> Result<[u8; SLOT_BYTES], Unspecified> {
     let mut slot = DESTROYED;
-    slot[..WRAPPED_BYTES].copy_from_slice(&master.wrap(place, key).ok()?);
-    Some(slot)
+    slot[..WRAPPED_BYTES].copy_from_slice(&master.wrap(place, key, nonces)?);
+    Ok(slot)
 }
 
 /// The data key in a slot. `None` if it is not what was written.

@@ -458,21 +458,6 @@ impl Keys {
     }
 }
 
-/// New keys, as they are written.
-impl Keys {
-    /// A slot with a new key.
-    pub(super) fn new_slot(
-        &self,
-        base: u64,
-        slot: u32,
-        master: &MasterKey,
-    ) -> Option<(Arc<DataKey>, [u8; SLOT_BYTES])> {
-        let key = DataKey::generate().ok()?;
-        let bytes = key_file::encode_slot(&self.place(base, slot), master, &key)?;
-        Some((Arc::new(key), bytes))
-    }
-}
-
 /// What operators are told.
 impl Keys {
     /// Whether there is no key file for the segment that begins with this number.

@@ -58,7 +58,7 @@ pub use self::seal::{MasterKeyError, new_master_key};
 
 use self::{
     files::Files,
-    frame::FrameError,
+    frame::{FrameError, Frames},
     health::Watchdog,
     index::{IndexError, Indexer, portion_events},
     master_file::MasterFile,
@@ -66,6 +66,7 @@ use self::{
     request::{Reply, Request},
     retention::Retirement,
     rewrap::Rewrapping,
+    seal::Nonces,
     segments::WriteError,
     view::Stored,
     writer::Writer,
@@ -212,6 +213,8 @@ impl EmbeddedLog {
             end,
             shared: Arc::clone(&shared),
             events,
+            frames: Frames::default(),
+            nonces: Nonces::default(),
             genuine,
             unverified,
             indexer,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -12,13 +13,13 @@ use uuid::Uuid;
 
 use super::{
     OpenError,
-    frame::{Frame, NewFrame, Parts},
+    frame::{Frame, Frames, Numbers, Parts},
     keys::Keys,
     reader,
     record::QuarantineRecord,
-    seal::Purpose,
+    seal::{Nonces, Purpose},
     segments::{Promise, Sealing, Segments, WriteError},
-    slots,
+    slots::no_randomness,
     view::{Stored, View, ViewError},
 };
 use crate::log::{
@@ -97,6 +98,7 @@ pub(super) struct Quarantine {
     pub(super) view: QuarantineView,
     pub(super) segments: Segments,
     limits: Limits,
+    nonces: Nonces,
 }
 
 /// What is to be done to a quarantine.
@@ -143,6 +145,7 @@ impl Quarantine {
             },
             segments,
             limits,
+            nonces: Nonces::default(),
         };
         // The power may have gone between the release and this.
         quarantine.condemn(released);
@@ -217,24 +220,27 @@ impl Quarantine {
             });
         }
         let slots = self.segments.slot_count();
-        let heads: Vec<Vec<u8>> = changes
-            .iter()
-            .zip(&sealed)
-            .map(|(change, (slot, _))| head(change, *slot, slots))
-            .collect();
-        let frames: Vec<NewFrame<'_>> = (synced + 1..)
-            .zip(changes.iter().zip(&heads).zip(&sealed))
-            .map(|(number, ((change, head), (_, body)))| NewFrame {
+        let mut frames = Frames::default();
+        for (number, (change, (slot, body))) in (synced + 1..).zip(changes.iter().zip(&sealed)) {
+            let time = match change {
+                Change::Add(delivery) => delivery.received_at.seconds,
+                Change::Release(_) => i64::MIN,
+            };
+            let numbers = Numbers {
                 number,
                 synced,
-                time: match change {
-                    Change::Add(delivery) => delivery.received_at.seconds,
-                    Change::Release(_) => i64::MIN,
+                time,
+            };
+            let added = frames.add(
+                &numbers,
+                |buffer| write_head(change, *slot, slots, buffer),
+                |buffer| {
+                    buffer.extend_from_slice(body);
+                    Ok(())
                 },
-                head,
-                body,
-            })
-            .collect();
+            );
+            added.map_err(WriteError::Write)?;
+        }
         self.segments.append(&frames)?;
         let mut released = Vec::new();
         let mut present = self.view.present();
@@ -266,11 +272,13 @@ impl Quarantine {
         let Some(slot) = self.segments.slot(subject)? else {
             return Ok((0, delivery.clone()));
         };
-        let place = self.view.segments.place(number);
-        Ok((
-            slot.number,
-            slots::seal(&slot, &place, Purpose::Delivery, delivery)?,
-        ))
+        let (place, purpose) = (self.view.segments.place(number), Purpose::Delivery);
+        let mut sealed = Vec::new();
+        let sealer = slot.sealer().map_err(WriteError::Write)?;
+        sealer
+            .seal(&place, purpose, delivery, &mut self.nonces, &mut sealed)
+            .map_err(|error| WriteError::Write(no_randomness(error)))?;
+        Ok((slot.number, sealed.into()))
     }
 
     /// The number of the last record.
@@ -331,7 +339,7 @@ impl Present {
     }
 }
 
-fn head(change: &Change, slot: u32, slots: u32) -> Vec<u8> {
+fn write_head(change: &Change, slot: u32, slots: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
     let record = match change {
         Change::Add(delivery) => QuarantineRecord {
             id: Bytes::copy_from_slice(delivery.id.as_bytes()),
@@ -348,7 +356,7 @@ fn head(change: &Change, slot: u32, slots: u32) -> Vec<u8> {
             slots,
         },
     };
-    record.encode_to_vec()
+    record.encode(buffer).map_err(io::Error::other)
 }
 
 /// Does again what a record says was done. The place of the key of a delivery that was taken out.

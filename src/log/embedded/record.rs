@@ -1,5 +1,7 @@
 //! What the heads of records hold.
 
+use std::io;
+
 use bytes::Bytes;
 use prost::Message;
 use prost_types::Timestamp;
@@ -90,6 +92,11 @@ impl PlaceInVerification {
 }
 
 impl EventRecord {
+    /// Appends the encoded record to a buffer.
+    pub(super) fn write(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.encode(buffer).map_err(io::Error::other)
+    }
+
     /// The event as one of its verification.
     pub(super) fn member(&self, position: Position) -> Option<Member> {
         let place = self.verification.as_ref()?;

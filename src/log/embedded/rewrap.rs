@@ -11,7 +11,7 @@ use super::{
     key_file::{self, DESTROYED, Header, SLOT_BYTES},
     keys::{KeyError, Keys, PAGE},
     master_file::MasterFile,
-    seal::{MasterKey, MasterKeys},
+    seal::{MasterKey, MasterKeys, Nonces},
     segments::WriteError,
     writer::Writer,
 };
@@ -189,7 +189,7 @@ impl Keys {
         let copy = self.disk.create(&self.temporary(base))?;
         let header = Header::encode(self.log_id, self.kind, base, &new);
         copy.write_at(&header.ok_or(KeyError::Randomness)?, 0)?;
-        let mut first = 1;
+        let (mut first, mut nonces) = (1, Nonces::default());
         loop {
             let mut page = vec![0; PAGE as usize * SLOT_BYTES];
             let read = file.read_at(&mut page, key_file::offset(first))?;
@@ -201,8 +201,8 @@ impl Keys {
                 if *bytes != DESTROYED
                     && let Some(key) = key_file::decode_slot(&place, &old, bytes)
                 {
-                    let wrapped = key_file::encode_slot(&place, &new, &key);
-                    *bytes = wrapped.ok_or(KeyError::Randomness)?;
+                    let wrapped = key_file::encode_slot(&place, &new, &key, &mut nonces);
+                    *bytes = wrapped.map_err(|_| KeyError::Randomness)?;
                 }
             }
             let is_last = slots.len() < PAGE as usize;

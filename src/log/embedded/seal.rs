@@ -81,15 +81,16 @@ pub(super) struct RecordPlace {
 }
 
 impl RecordPlace {
-    fn aad(&self, purpose: Purpose) -> Vec<u8> {
+    fn aad(&self, purpose: Purpose) -> [u8; 42] {
         let purpose = match purpose {
             Purpose::PersonalData => 1,
             Purpose::Delivery => 2,
         };
-        let mut aad = b"verdict-record-1".to_vec();
-        aad.extend_from_slice(self.log_id.as_bytes());
-        aad.extend_from_slice(&[self.kind.code(), purpose]);
-        aad.extend_from_slice(&self.number.to_le_bytes());
+        let mut aad = [0; 42];
+        aad[..16].copy_from_slice(b"verdict-record-1");
+        aad[16..32].copy_from_slice(self.log_id.as_bytes());
+        aad[32..34].copy_from_slice(&[self.kind.code(), purpose]);
+        aad[34..].copy_from_slice(&self.number.to_le_bytes());
         aad
     }
 }
@@ -105,12 +106,13 @@ pub(super) struct SlotPlace {
 }
 
 impl SlotPlace {
-    fn aad(&self) -> Vec<u8> {
-        let mut aad = b"verdict-slot-1".to_vec();
-        aad.extend_from_slice(self.log_id.as_bytes());
-        aad.push(self.kind.code());
-        aad.extend_from_slice(&self.base.to_le_bytes());
-        aad.extend_from_slice(&self.slot.to_le_bytes());
+    fn aad(&self) -> [u8; 43] {
+        let mut aad = [0; 43];
+        aad[..14].copy_from_slice(b"verdict-slot-1");
+        aad[14..30].copy_from_slice(self.log_id.as_bytes());
+        aad[30] = self.kind.code();
+        aad[31..39].copy_from_slice(&self.base.to_le_bytes());
+        aad[39..].copy_from_slice(&self.slot.to_le_bytes());
         aad
     }
 }
@@ -125,24 +127,17 @@ impl fmt::Debug for DataKey {
 }
 
 impl DataKey {
-    pub(super) fn generate() -> Result<Self, Unspecified> {
-        let mut key = Zeroizing::new([0; KEY_BYTES]);
-        rand::fill(&mut key[..])?;
-        Ok(Self(key))
+    /// New keys, so many at once.
+    pub(super) fn generate(count: usize) -> Result<Vec<Self>, Unspecified> {
+        let mut bytes = Zeroizing::new(vec![0; count * KEY_BYTES]);
+        rand::fill(&mut bytes)?;
+        let (keys, _) = bytes.as_chunks::<KEY_BYTES>();
+        Ok(keys.iter().map(|key| Self(Zeroizing::new(*key))).collect())
     }
 
-    /// Seals bytes for their place. Nothing stays nothing.
-    pub(super) fn seal(
-        &self,
-        place: &RecordPlace,
-        purpose: Purpose,
-        plaintext: &[u8],
-    ) -> Result<Bytes, Unspecified> {
-        if plaintext.is_empty() {
-            return Ok(Bytes::new());
-        }
-        let key = cipher(&self.0)?;
-        Ok(seal(&key, &place.aad(purpose), plaintext)?.into())
+    /// The key, ready to seal all that a record has.
+    pub(super) fn sealer(&self) -> Result<Sealer, Unspecified> {
+        Ok(Sealer(cipher(&self.0)?))
     }
 
     /// Opens what was sealed for this place. `None` if it was not, or is not what was sealed.
@@ -157,6 +152,42 @@ impl DataKey {
         }
         let key = cipher(&self.0).ok()?;
         open(&key, &place.aad(purpose), sealed).map(Bytes::from)
+    }
+}
+
+/// A data key with what its cipher computes of it beforehand. aws-lc wipes what it frees.
+pub(super) struct Sealer(LessSafeKey);
+
+impl Sealer {
+    /// Appends bytes to a buffer, sealed for their place. Nothing stays nothing.
+    pub(super) fn seal(
+        &self,
+        place: &RecordPlace,
+        purpose: Purpose,
+        plaintext: &[u8],
+        nonces: &mut Nonces,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Unspecified> {
+        if plaintext.is_empty() {
+            return Ok(());
+        }
+        seal(&self.0, nonces, &place.aad(purpose), plaintext, buffer)
+    }
+}
+
+/// Random nonces: drawn many at once, because each draw costs more than sealing an event, and handed out once.
+#[derive(Debug, Default)]
+pub(super) struct Nonces(Vec<[u8; NONCE_LEN]>);
+
+impl Nonces {
+    fn next(&mut self) -> Result<[u8; NONCE_LEN], Unspecified> {
+        const AT_ONCE: usize = 256;
+        if self.0.is_empty() {
+            let mut nonces = vec![[0; NONCE_LEN]; AT_ONCE];
+            rand::fill(nonces.as_flattened_mut())?;
+            self.0 = nonces;
+        }
+        self.0.pop().ok_or(Unspecified)
     }
 }
 
@@ -181,9 +212,11 @@ impl MasterKey {
         &self,
         place: &SlotPlace,
         key: &DataKey,
+        nonces: &mut Nonces,
     ) -> Result<[u8; WRAPPED_BYTES], Unspecified> {
-        let sealed = seal(&self.key, &place.aad(), &key.0[..])?;
-        sealed.try_into().map_err(|_| Unspecified)
+        let mut wrapped = Vec::with_capacity(WRAPPED_BYTES);
+        seal(&self.key, nonces, &place.aad(), &key.0[..], &mut wrapped)?;
+        wrapped.try_into().map_err(|_| Unspecified)
     }
 
     pub(super) fn unwrap(&self, place: &SlotPlace, wrapped: &[u8]) -> Option<DataKey> {
@@ -198,7 +231,8 @@ impl MasterKey {
 
     /// What proves that whoever wrote these bytes had this key.
     pub(super) fn prove(&self, bytes: &[u8]) -> Result<[u8; PROOF_BYTES], Unspecified> {
-        let proof = seal(&self.key, &proof_aad(bytes), &[])?;
+        let (mut nonces, mut proof) = (Nonces::default(), Vec::new());
+        seal(&self.key, &mut nonces, &proof_aad(bytes), &[], &mut proof)?;
         proof.try_into().map_err(|_| Unspecified)
     }
 
@@ -216,20 +250,26 @@ fn cipher(key: &[u8; KEY_BYTES]) -> Result<LessSafeKey, Unspecified> {
     Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key)?))
 }
 
-/// The nonce, the ciphertext, the tag.
-fn seal(key: &LessSafeKey, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Unspecified> {
-    let mut nonce = [0; NONCE_LEN];
-    rand::fill(&mut nonce)?;
-    let mut sealed = Vec::with_capacity(plaintext.len() + OVERHEAD);
-    sealed.extend_from_slice(&nonce);
-    sealed.extend_from_slice(plaintext);
+/// Appends the nonce, the ciphertext, the tag.
+fn seal(
+    key: &LessSafeKey,
+    nonces: &mut Nonces,
+    aad: &[u8],
+    plaintext: &[u8],
+    buffer: &mut Vec<u8>,
+) -> Result<(), Unspecified> {
+    let nonce = nonces.next()?;
+    buffer.reserve(plaintext.len() + OVERHEAD);
+    buffer.extend_from_slice(&nonce);
+    let begin = buffer.len();
+    buffer.extend_from_slice(plaintext);
     let tag = key.seal_in_place_separate_tag(
         Nonce::assume_unique_for_key(nonce),
         Aad::from(aad),
-        &mut sealed[NONCE_LEN..],
+        &mut buffer[begin..],
     )?;
-    sealed.extend_from_slice(tag.as_ref());
-    Ok(sealed)
+    buffer.extend_from_slice(tag.as_ref());
+    Ok(())
 }
 
 fn open(key: &LessSafeKey, aad: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
@@ -358,12 +398,24 @@ mod tests {
         }
     }
 
+    fn data_key() -> DataKey {
+        DataKey::generate(1).unwrap().remove(0)
+    }
+
+    fn seal(key: &DataKey, plaintext: &[u8]) -> Vec<u8> {
+        let (mut nonces, mut sealed) = (Nonces::default(), Vec::new());
+        let (place, purpose) = (record(1), Purpose::Delivery);
+        let sealer = key.sealer().unwrap();
+        sealer
+            .seal(&place, purpose, plaintext, &mut nonces, &mut sealed)
+            .unwrap();
+        sealed
+    }
+
     #[test]
     fn what_is_sealed_opens_in_its_place_only() {
-        let key = DataKey::generate().unwrap();
-        let sealed = key
-            .seal(&record(1), Purpose::Delivery, b"Jane Roe")
-            .unwrap();
+        let key = data_key();
+        let sealed = seal(&key, b"Jane Roe");
         let open = |place: &RecordPlace, purpose, sealed: &[u8]| key.open(place, purpose, sealed);
         assert_eq!(
             open(&record(1), Purpose::Delivery, &sealed).unwrap(),
@@ -384,7 +436,7 @@ mod tests {
             assert_eq!(open(&place, Purpose::Delivery, &sealed), None);
         }
         assert_eq!(open(&record(1), Purpose::PersonalData, &sealed), None);
-        let other = DataKey::generate().unwrap();
+        let other = data_key();
         assert_eq!(other.open(&record(1), Purpose::Delivery, &sealed), None);
         for at in 0..sealed.len() {
             let mut changed = sealed.to_vec();
@@ -399,26 +451,29 @@ mod tests {
 
     #[test]
     fn the_same_is_never_sealed_twice_alike() {
-        let key = DataKey::generate().unwrap();
-        let seal = || key.seal(&record(1), Purpose::Delivery, b"x").unwrap();
-        assert_ne!(seal(), seal());
-        assert!(
-            key.seal(&record(1), Purpose::Delivery, b"")
-                .unwrap()
-                .is_empty()
-        );
+        let key = data_key();
+        let mut nonces = Nonces::default();
+        // More of them than are drawn at once.
+        let drawn = (0..1000).map(|_| nonces.next().unwrap());
+        assert_eq!(drawn.collect::<HashSet<_>>().len(), 1000);
+        assert_ne!(seal(&key, b"x"), seal(&key, b"x"));
+        assert!(seal(&key, b"").is_empty());
+        let keys = DataKey::generate(100).unwrap();
+        let keys: HashSet<_> = keys.iter().map(|key| *key.0).collect();
+        assert_eq!(keys.len(), 100);
     }
 
     #[test]
     fn a_data_key_unwraps_in_its_slot_only() {
-        let (master, key) = (master_key(), DataKey::generate().unwrap());
+        let (master, key) = (master_key(), data_key());
         let place = |slot| SlotPlace {
             log_id: Uuid::from_u128(1),
             kind: Kind::Events,
             base: 1,
             slot,
         };
-        let wrapped = master.wrap(&place(1), &key).unwrap();
+        let nonces = &mut Nonces::default();
+        let wrapped = master.wrap(&place(1), &key, nonces).unwrap();
         assert_eq!(master.unwrap(&place(1), &wrapped).unwrap().0, key.0);
         assert!(master.unwrap(&place(2), &wrapped).is_none());
         assert!(master_key().unwrap(&place(1), &wrapped).is_none());
@@ -461,7 +516,7 @@ mod tests {
     fn no_key_is_shown() {
         let keys = MasterKeys::parse(b"one AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=").unwrap();
         assert_eq!(format!("{keys:?}"), "MasterKeys([MasterKey(one)])");
-        let key = DataKey::generate().unwrap();
+        let key = data_key();
         assert_eq!(format!("{key:?}"), "DataKey(…)");
     }
 }

@@ -1,39 +1,78 @@
 //! What the writer does with keys: it seals what is personal in new events, and destroys the keys of old ones.
 
+use std::io;
+
 use bytes::Bytes;
 
 use super::{
+    frame::Numbers,
     seal::Purpose,
     segments::WriteError,
-    slots,
+    slots::{Slot, no_randomness},
     writer::{PlacedEvent, Writer},
 };
 use crate::log::{AppendError, EraseError, Position, ReadError, Sealed};
 
 impl Writer {
-    /// Seals what is personal, with the key of its subject in the segment that it comes to lie in.
-    pub(super) fn seal(&mut self, events: &mut [PlacedEvent]) -> Result<(), WriteError> {
+    /// Makes the records of events, in the buffer that is written. What is personal is sealed with the key of its subject in
+    /// the segment that the event comes to lie in.
+    pub(super) fn make_records(
+        &mut self,
+        events: &mut [PlacedEvent],
+        time: i64,
+    ) -> Result<(), WriteError> {
         self.events.prepare()?;
-        for event in &mut *events {
-            let Some(slot) = self.events.slot(Some(&event.subject))? else {
-                continue;
-            };
-            let place = self.events.view.place(event.stored.position.0);
-            let seal = |purpose, bytes: &Bytes| slots::seal(&slot, &place, purpose, bytes);
-            let personal_data = seal(Purpose::PersonalData, &event.stored.personal_data.bytes)?;
-            event.delivery = seal(Purpose::Delivery, &event.delivery)?;
-            event.record.slot = slot.number;
-            event.record.personal_data = personal_data.clone();
-            event.stored.personal_data = Sealed {
-                bytes: personal_data,
-                slot: slot.number,
-            };
+        let mut keys = Vec::with_capacity(events.len());
+        for event in &*events {
+            keys.push(self.events.slot(Some(&event.subject))?);
         }
         let slots = self.events.slot_count();
-        for event in events {
+        self.frames.clear();
+        for (event, slot) in events.iter_mut().zip(keys) {
             event.record.slots = slots;
+            let made = self.make_record(event, slot.as_ref(), time);
+            made.map_err(WriteError::Write)?;
         }
         Ok(())
+    }
+
+    fn make_record(
+        &mut self,
+        event: &mut PlacedEvent,
+        slot: Option<&Slot>,
+        time: i64,
+    ) -> io::Result<()> {
+        let numbers = Numbers {
+            number: event.stored.position.0,
+            synced: self.end.0,
+            time,
+        };
+        let Some(slot) = slot else {
+            let head = |buffer: &mut Vec<u8>| event.record.write(buffer);
+            return self.frames.add(&numbers, head, |buffer| {
+                buffer.extend_from_slice(&event.delivery);
+                Ok(())
+            });
+        };
+        let (place, sealer) = (self.events.view.place(numbers.number), slot.sealer()?);
+        let nonces = &mut self.nonces;
+        let mut seal = |purpose, plaintext: &[u8], buffer: &mut Vec<u8>| {
+            let sealed = sealer.seal(&place, purpose, plaintext, nonces, buffer);
+            sealed.map_err(no_randomness)
+        };
+        let mut personal_data = Vec::new();
+        let plaintext = &event.stored.personal_data.bytes;
+        seal(Purpose::PersonalData, plaintext, &mut personal_data)?;
+        let personal_data = Bytes::from(personal_data);
+        event.record.slot = slot.number;
+        event.record.personal_data = personal_data.clone();
+        event.stored.personal_data = Sealed {
+            bytes: personal_data,
+            slot: slot.number,
+        };
+        let head = |buffer: &mut Vec<u8>| event.record.write(buffer);
+        let body = |buffer: &mut Vec<u8>| seal(Purpose::Delivery, &event.delivery, buffer);
+        self.frames.add(&numbers, head, body)
     }
 
     /// Destroys the keys that could not be destroyed before.

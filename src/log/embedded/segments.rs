@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     OpenError,
-    frame::{FrameError, FrameReader, NewFrame, Parts},
+    frame::{FrameError, FrameReader, Frames, NewFrame, Parts},
     keys::Keys,
     recovery,
     segment::{Directory, HEADS, INDEX, LOG, Segment, TEMPORARY},
@@ -193,15 +193,11 @@ impl Segments {
 
     /// Writes records behind the last one, and shows them to readers. If their durability is promised, they are durable
     /// then. Room was made for them.
-    pub(super) fn append(&mut self, frames: &[NewFrame<'_>]) -> Result<(), WriteError> {
-        let mut buffer = Vec::with_capacity(frames.len() * 1024);
-        for frame in frames {
-            frame.encode(&mut buffer).map_err(WriteError::Write)?;
-        }
+    pub(super) fn append(&mut self, frames: &Frames) -> Result<(), WriteError> {
         self.tidy()?;
         let size = self.view.active().size;
         let file = self.active.file.as_ref();
-        if let Err(error) = file.write_at(&buffer, size) {
+        if let Err(error) = file.write_at(&frames.bytes, size) {
             self.active.untidy = true;
             return Err(WriteError::Write(error));
         }
@@ -214,12 +210,12 @@ impl Segments {
                 sync_seconds,
             } = &self.measures;
             sync_seconds.observe(began.elapsed().as_secs_f64());
-            batch_events.observe(frames.len() as f64);
+            batch_events.observe(frames.records.len() as f64);
         }
         let slots = self.slot_count();
         if let Some(active) = self.view.segments_mut().back_mut() {
-            for frame in frames {
-                active.add(frame.time, frame.head.len(), frame.body.len() as u32);
+            for record in &frames.records {
+                active.add(record.time, record.head_bytes, record.body_bytes);
             }
             active.slots = slots;
         }

@@ -5,28 +5,22 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    fmt,
+    fmt, io,
     sync::Arc,
 };
 
-use bytes::Bytes;
+use aws_lc_rs::error::Unspecified;
 
 use super::{
-    key_file,
+    key_file::{self, SLOT_BYTES},
     keys::{Keys, OpenKeyFile, failed},
-    seal::{DataKey, Purpose, RecordPlace},
+    seal::{DataKey, Nonces, Sealer},
     segments::{Promise, WriteError},
 };
 
-/// Seals something of a record with a key.
-pub(super) fn seal(
-    slot: &Slot,
-    place: &RecordPlace,
-    purpose: Purpose,
-    plaintext: &Bytes,
-) -> Result<Bytes, WriteError> {
-    let sealed = slot.key.seal(place, purpose, plaintext);
-    sealed.map_err(|_| failed("there is no randomness"))
+/// Why nothing could be sealed: the cipher itself does not fail.
+pub(super) fn no_randomness(_: Unspecified) -> io::Error {
+    io::Error::other("there is no randomness")
 }
 
 /// How many subjects of the newest segment are known. One that was forgotten gets another slot.
@@ -37,6 +31,13 @@ const MAX_SUBJECTS: usize = 1 << 16;
 pub(super) struct Slot {
     pub(super) number: u32,
     pub(super) key: Arc<DataKey>,
+}
+
+impl Slot {
+    /// The key, ready to seal what a record has.
+    pub(super) fn sealer(&self) -> io::Result<Sealer> {
+        self.key.sealer().map_err(no_randomness)
+    }
 }
 
 /// The slots of the newest segment.
@@ -50,6 +51,7 @@ pub(super) struct Slots {
     file: Option<OpenKeyFile>,
     free: VecDeque<Slot>,
     of_subject: HashMap<[u8; 32], Slot>,
+    nonces: Nonces,
 }
 
 impl fmt::Debug for Slots {
@@ -68,6 +70,7 @@ impl Slots {
             file: None,
             free: VecDeque::new(),
             of_subject: HashMap::new(),
+            nonces: Nonces::default(),
         }
     }
 
@@ -132,12 +135,15 @@ impl Slots {
             file @ None => file.insert(self.keys.open_or_create(self.base, self.promise)?),
         };
         let first = file.slots + 1;
-        let mut bytes = Vec::new();
-        let mut made = VecDeque::new();
-        for number in first..first.saturating_add(self.chunk) {
-            let new = self.keys.new_slot(self.base, number, &file.master);
-            let (key, slot) = new.ok_or_else(|| failed("there is no randomness"))?;
-            bytes.extend_from_slice(&slot);
+        let failed = |error| WriteError::Write(no_randomness(error));
+        let keys = DataKey::generate(self.chunk as usize).map_err(failed)?;
+        let mut bytes = Vec::with_capacity(keys.len() * SLOT_BYTES);
+        let mut made = VecDeque::with_capacity(keys.len());
+        for (number, key) in (first..).zip(keys) {
+            let place = self.keys.place(self.base, number);
+            let slot = key_file::encode_slot(&place, &file.master, &key, &mut self.nonces);
+            bytes.extend_from_slice(&slot.map_err(failed)?);
+            let key = Arc::new(key);
             made.push_back(Slot { number, key });
         }
         let written = file.file.write_at(&bytes, key_file::offset(first));

@@ -11,14 +11,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use prost::Message;
 use prost_types::Timestamp;
 use tokio::{runtime::Runtime, sync::mpsc, time};
 use uuid::Uuid;
 
 use super::{
     consumers::ConsumerChange,
-    frame::NewFrame,
+    frame::Frames,
     index::{IndexError, Indexer},
     meta,
     portion::IdEntry,
@@ -28,6 +27,7 @@ use super::{
     request::{Reply, Request, answer},
     retention::Retirement,
     rewrap::Rewrapping,
+    seal::Nonces,
     segments::{Segments, WriteError},
     tables::Tables,
 };
@@ -51,6 +51,9 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) events: Segments,
+    /// What was written last, for its memory.
+    pub(super) frames: Frames,
+    pub(super) nonces: Nonces,
     pub(super) genuine: Quarantine,
     pub(super) unverified: Quarantine,
     pub(super) indexer: Indexer,
@@ -363,28 +366,10 @@ impl Writer {
             return Ok(());
         }
         self.shared.health.has_not_failed()?;
-        self.seal(&mut batch.events)
-            .map_err(|error| self.trouble(error))?;
-        let heads: Vec<Vec<u8>> = batch
-            .events
-            .iter()
-            .map(|event| event.record.encode_to_vec())
-            .collect();
-        let frames: Vec<NewFrame<'_>> = batch
-            .events
-            .iter()
-            .zip(&heads)
-            .map(|(event, head)| NewFrame {
-                number: event.stored.position.0,
-                synced: self.end.0,
-                // Not its own: an event that was received long ago is kept as long as one that comes now.
-                time: batch.latest_received_at.0,
-                head,
-                body: &event.delivery,
-            })
-            .collect();
-        self.events
-            .append(&frames)
+        // Not their own time: an event that was received long ago is kept as long as one that comes now.
+        let time = batch.latest_received_at.0;
+        self.make_records(&mut batch.events, time)
+            .and_then(|()| self.events.append(&self.frames))
             .map_err(|error| self.trouble(error))?;
         let (ids, verifications) = (batch.ids.drain(), batch.verifications.drain());
         // The events are durable whatever becomes of the index, which is completed at the next start.
