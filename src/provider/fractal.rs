@@ -19,7 +19,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{
-    NormalizeError, Normalized, Posting, Provider, Sample, Success, VerifiedWebhook, Word, json,
+    NormalizeError, Normalized, Posting, Provider, Sample, Success, VerifiedWebhook, Word,
+    json::{self, Text},
     provider_source,
     signature::{Hash, Key, Recipe, Scheme},
 };
@@ -103,23 +104,25 @@ impl Provider for Fractal {
     }
 }
 
+/// What is read of a classic event.
 #[derive(Deserialize)]
-struct Classic {
-    #[serde(rename = "type")]
-    event_type: String,
-    data: ClassicData,
+pub struct Classic<'b> {
+    #[serde(rename = "type", borrow)]
+    event_type: Text<'b>,
+    data: ClassicData<'b>,
 }
 
 /// The data of all classic events: each has some of these.
 #[derive(Deserialize)]
-struct ClassicData {
-    level: Option<String>,
-    user_id: Option<String>,
-    timestamp: Option<String>,
-    email: Option<String>,
-    idos_human_id: Option<String>,
-    credential_id: Option<String>,
-    shared_at: Option<String>,
+struct ClassicData<'b> {
+    #[serde(borrow)]
+    level: Option<Text<'b>>,
+    user_id: Option<Text<'b>>,
+    timestamp: Option<Text<'b>>,
+    email: Option<Text<'b>>,
+    idos_human_id: Option<Text<'b>>,
+    credential_id: Option<Text<'b>>,
+    shared_at: Option<Text<'b>>,
 }
 
 fn normalize_classic(webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
@@ -127,12 +130,9 @@ fn normalize_classic(webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeE
     let occurred_at = data.timestamp.as_deref().or(data.shared_at.as_deref());
     let key = match occurred_at {
         Some(time) => IdempotencyKey::Fields(vec![
-            event_type.clone(),
-            data.user_id
-                .clone()
-                .or(data.credential_id.clone())
-                .unwrap_or_default(),
-            data.level.clone().unwrap_or_default(),
+            event_type.owned(),
+            json::owned(data.user_id.as_ref().or(data.credential_id.as_ref())),
+            json::owned(data.level.as_ref()),
             time.to_owned(),
         ]),
         None => IdempotencyKey::SignedBytes(*webhook.content_sha256()),
@@ -143,7 +143,7 @@ fn normalize_classic(webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeE
         subject: data.user_id.as_deref().map(person),
         detail: Some(classic_detail(&event_type, &data)?),
         personal_data: data.email.map(|email| PersonalData {
-            email,
+            email: email.owned(),
             ..Default::default()
         }),
         ..Default::default()
@@ -151,7 +151,7 @@ fn normalize_classic(webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeE
     Ok(Normalized::event(key, event))
 }
 
-fn classic_detail(event_type: &str, data: &ClassicData) -> Result<Detail, NormalizeError> {
+fn classic_detail(event_type: &str, data: &ClassicData<'_>) -> Result<Detail, NormalizeError> {
     let (outcome, word) = match event_type {
         "verification_approved" => (Outcome::Approved, "approved"),
         "verification_rejected" => (Outcome::Rejected, "rejected"),
@@ -183,7 +183,7 @@ fn classic_detail(event_type: &str, data: &ClassicData) -> Result<Detail, Normal
     }))
 }
 
-fn change(kind: SubjectChangeKind, data: &ClassicData) -> Result<Detail, NormalizeError> {
+fn change(kind: SubjectChangeKind, data: &ClassicData<'_>) -> Result<Detail, NormalizeError> {
     required("data.user_id", data.user_id.as_deref())?;
     Ok(Detail::SubjectChange(SubjectChange {
         kind: kind.into(),
@@ -191,17 +191,19 @@ fn change(kind: SubjectChangeKind, data: &ClassicData) -> Result<Detail, Normali
     }))
 }
 
+/// What is read of an event of Kraken.
 #[derive(Deserialize)]
-struct Kraken {
-    id: String,
-    status: String,
-    note: Option<String>,
+pub struct Kraken<'b> {
+    #[serde(borrow)]
+    id: Text<'b>,
+    status: Text<'b>,
+    note: Option<Text<'b>>,
 }
 
 fn normalize_kraken(webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
     let Kraken { id, status, note } = json::parse(webhook.content())?;
     // The last two are of the back office; no webhook with them is documented.
-    let outcome = match status.as_str() {
+    let outcome = match &*status {
         "approved" => Outcome::Approved,
         "rejected" => Outcome::Rejected,
         "pending" => Outcome::Pending,
@@ -214,14 +216,14 @@ fn normalize_kraken(webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeEr
         source: provider_source("", ""),
         subject: Some(person(&id)),
         detail: Some(Detail::Verification(Verification {
-            verification_id: id,
+            verification_id: id.owned(),
             verification_id_derived: true,
             outcome: outcome.into(),
-            provider_outcome: status,
+            provider_outcome: status.owned(),
             finality: finality(outcome).into(),
             reasons: Vec::from_iter(note.map(|message| Reason {
                 code: ReasonCode::Other.into(),
-                message,
+                message: message.owned(),
                 ..Default::default()
             })),
             ..Default::default()

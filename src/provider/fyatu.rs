@@ -26,12 +26,11 @@
 use std::time::Duration;
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Map, Value};
 
 use super::{
     NormalizeError, Normalized, Posting, Provider, ReasonTable, Sample, Success, VerifiedWebhook,
     Word, didit_risk,
-    json::{self, Rewrite},
+    json::{self, Json, Object, Rewrite, Text},
     reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
     unsigned_id,
@@ -98,15 +97,24 @@ impl Provider for Fyatu {
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
         let whole_body_signed = webhook.scheme().name == HEADER;
-        let Head { event } = json::parse(webhook.content())?;
-        let Some(named) = named(&event, whole_body_signed)? else {
-            return other_family(webhook, &event, whole_body_signed);
+        let body = json::parse(webhook.content());
+        let body: Body<'_> = match body {
+            Ok(body) => body,
+            Err(error) => {
+                let Head { event } = json::parse(webhook.content())?;
+                return match named(&event, whole_body_signed)? {
+                    Some(_) => Err(error),
+                    None => other_family(webhook, &event, whole_body_signed),
+                };
+            }
         };
-        let body: Body = json::parse(webhook.content())?;
+        let Some(named) = named(&body.event, whole_body_signed)? else {
+            return other_family(webhook, &body.event, whole_body_signed);
+        };
         let detail = detail(&body, named, whole_body_signed)?;
-        let (key, occurred_at) = match body.event_id.clone() {
+        let (key, occurred_at) = match &body.event_id {
             Some(id) if whole_body_signed => (
-                IdempotencyKey::ProviderEventId(id),
+                IdempotencyKey::ProviderEventId(id.owned()),
                 body.timestamp.as_deref(),
             ),
             _ => (
@@ -122,14 +130,14 @@ impl Provider for Fyatu {
                     IdempotencyKey::ProviderEventId(id) => id.clone(),
                     _ => unsigned_id(body.event_id.as_deref()).to_owned(),
                 },
-                provider_event_type: body.event,
-                provider_api_version: body.version.unwrap_or_default(),
+                provider_event_type: body.event.owned(),
+                provider_api_version: json::owned(body.version.as_ref()),
                 ..Default::default()
             }),
             occurred_at: occurred_at.map(json::timestamp).transpose()?,
             subject: Some(Subject {
-                provider_subject_id: body.data.cardholder_id.clone(),
-                external_id: body.data.external_id.clone().unwrap_or_default(),
+                provider_subject_id: body.data.cardholder_id.owned(),
+                external_id: json::owned(body.data.external_id.as_ref()),
                 r#type: SubjectType::Person.into(),
             }),
             detail: Some(detail),
@@ -167,39 +175,42 @@ impl Provider for Fyatu {
 
 /// The name alone: enough to tell the family, whatever the data of other families look like.
 #[derive(Deserialize)]
-struct Head {
-    event: String,
+struct Head<'b> {
+    #[serde(borrow)]
+    event: Text<'b>,
+}
+
+/// What is read of an event about a card holder.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Body<'b> {
+    #[serde(borrow)]
+    event: Text<'b>,
+    version: Option<Text<'b>>,
+    event_id: Option<Text<'b>>,
+    environment: Option<Text<'b>>,
+    timestamp: Option<Text<'b>>,
+    data: Data<'b>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Body {
-    event: String,
-    version: Option<String>,
-    event_id: Option<String>,
-    environment: Option<String>,
-    timestamp: Option<String>,
-    data: Data,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Data {
-    #[serde(default)]
-    cardholder_id: String,
-    first_name: Option<String>,
-    last_name: Option<String>,
-    email: Option<String>,
-    phone: Option<String>,
-    status: Option<String>,
-    kyc_status: Option<String>,
+struct Data<'b> {
+    #[serde(borrow, default)]
+    cardholder_id: Text<'b>,
+    first_name: Option<Text<'b>>,
+    last_name: Option<Text<'b>>,
+    email: Option<Text<'b>>,
+    phone: Option<Text<'b>>,
+    status: Option<Text<'b>>,
+    kyc_status: Option<Text<'b>>,
     /// The name of `kycStatus` in F2 before May 2026.
-    kyc_level: Option<String>,
-    kyc_rejection_reason: Option<String>,
-    document_type: Option<String>,
-    reason: Option<String>,
-    external_id: Option<String>,
-    timestamp: Option<String>,
+    kyc_level: Option<Text<'b>>,
+    kyc_rejection_reason: Option<Text<'b>>,
+    document_type: Option<Text<'b>>,
+    reason: Option<Text<'b>>,
+    external_id: Option<Text<'b>>,
+    timestamp: Option<Text<'b>>,
     // Only cards and payments have these.
     card_id: Option<IgnoredAny>,
     transaction_id: Option<IgnoredAny>,
@@ -247,17 +258,17 @@ fn other_family(
     whole_body_signed: bool,
 ) -> Result<Normalized, NormalizeError> {
     #[derive(Deserialize)]
-    struct Body {
-        data: json::Json,
+    struct Body<'b> {
+        #[serde(borrow)]
+        data: Json<'b>,
     }
     if whole_body_signed {
         return Ok(Normalized::Ignored);
     }
-    let Body {
-        data: json::Json(data),
-    } = json::parse(webhook.content())?;
+    let Body { data } = json::parse(webhook.content())?;
     let of_kyc = data.get("kycStatus").or(data.get("kycLevel"));
-    let rejected = data.get("status").filter(|status| **status == "REJECTED");
+    let rejected = data.get("status");
+    let rejected = rejected.filter(|status| status.as_str() == Some("REJECTED"));
     match of_kyc.or(rejected) {
         Some(status) => Err(NormalizeError::disagree(
             event,
@@ -268,7 +279,11 @@ fn other_family(
 }
 
 /// What happened to a card holder.
-fn detail(body: &Body, named: Named, whole_body_signed: bool) -> Result<Detail, NormalizeError> {
+fn detail(
+    body: &Body<'_>,
+    named: Named,
+    whole_body_signed: bool,
+) -> Result<Detail, NormalizeError> {
     let data = &body.data;
     let kyc_status = data.kyc_status.as_deref().or(data.kyc_level.as_deref());
     let disagree = |status: &str| Err(NormalizeError::disagree(&body.event, status));
@@ -342,15 +357,15 @@ fn outcome(status: &str) -> Result<Outcome, NormalizeError> {
     }
 }
 
-fn subject_change(kind: SubjectChangeKind, data: &Data) -> Detail {
+fn subject_change(kind: SubjectChangeKind, data: &Data<'_>) -> Detail {
     Detail::SubjectChange(SubjectChange {
         kind: kind.into(),
         level: String::new(),
-        provider_status: data.status.clone().unwrap_or_default(),
+        provider_status: json::owned(data.status.as_ref()),
     })
 }
 
-fn verification(outcome: Outcome, word: &str, data: &Data) -> Detail {
+fn verification(outcome: Outcome, word: &str, data: &Data<'_>) -> Detail {
     let (checks, reasons) = match outcome {
         Outcome::Rejected => rejection(data),
         _ => Default::default(),
@@ -368,7 +383,7 @@ fn verification(outcome: Outcome, word: &str, data: &Data) -> Detail {
         _ => Finality::Final,
     };
     Detail::Verification(Verification {
-        verification_id: data.cardholder_id.clone(),
+        verification_id: data.cardholder_id.owned(),
         verification_id_derived: true,
         outcome: outcome.into(),
         provider_outcome: word.to_owned(),
@@ -397,17 +412,18 @@ const NO_RETRY: [&str; 2] = ["WATCHLIST_MATCH", "UNSUPPORTED_COUNTRY"];
 
 /// Didit's warning, as F2 passes it on.
 #[derive(Deserialize)]
-struct Warning {
-    feature: Option<String>,
-    risk: String,
-    short_description: Option<String>,
+struct Warning<'b> {
+    #[serde(borrow)]
+    feature: Option<Text<'b>>,
+    risk: Text<'b>,
+    short_description: Option<Text<'b>>,
 }
 
-fn rejection(data: &Data) -> (Vec<Check>, Vec<Reason>) {
+fn rejection(data: &Data<'_>) -> (Vec<Check>, Vec<Reason>) {
     if let Some(code) = &data.kyc_rejection_reason {
         let reason = Reason {
             code: reason_code(REASONS, code),
-            provider_code: code.clone(),
+            provider_code: code.owned(),
             ..Default::default()
         };
         return (Vec::new(), vec![reason]);
@@ -415,13 +431,13 @@ fn rejection(data: &Data) -> (Vec<Check>, Vec<Reason>) {
     let Some(text) = data.reason.as_ref().filter(|text| !text.is_empty()) else {
         return Default::default();
     };
-    let Ok(warning) = serde_json::from_str::<Warning>(text) else {
+    let Ok(warning) = serde_json::from_str::<Warning<'_>>(text) else {
         // Other JSON than a warning may hold anything, and is no text for people.
         let sentence = !text.trim_start().starts_with(['{', '[']);
         let reason = Reason {
             code: Other.into(),
             message: if sentence {
-                text.clone()
+                text.owned()
             } else {
                 String::new()
             },
@@ -429,14 +445,14 @@ fn rejection(data: &Data) -> (Vec<Check>, Vec<Reason>) {
         };
         return (Vec::new(), vec![reason]);
     };
-    let feature = warning.feature.unwrap_or_default();
+    let feature = json::owned(warning.feature.as_ref());
     let check = Check {
         r#type: didit_risk::check_type(&feature).into(),
         result: CheckResult::Failed.into(),
         reasons: vec![Reason {
             code: reason_code(didit_risk::REASONS, &warning.risk),
-            provider_code: warning.risk,
-            message: warning.short_description.unwrap_or_default(),
+            provider_code: warning.risk.owned(),
+            message: json::owned(warning.short_description.as_ref()),
             provider_category: feature.clone(),
         }],
         provider_type: feature,
@@ -446,7 +462,7 @@ fn rejection(data: &Data) -> (Vec<Check>, Vec<Reason>) {
     (vec![check], reasons)
 }
 
-fn environment(body: &Body, whole_body_signed: bool) -> Result<Environment, NormalizeError> {
+fn environment(body: &Body<'_>, whole_body_signed: bool) -> Result<Environment, NormalizeError> {
     match body.environment.as_deref().filter(|_| whole_body_signed) {
         None => Ok(Environment::Unspecified),
         Some("LIVE") => Ok(Environment::Live),
@@ -457,21 +473,17 @@ fn environment(body: &Body, whole_body_signed: bool) -> Result<Environment, Norm
     }
 }
 
-impl Data {
-    fn personal_data(&self) -> Option<PersonalData> {
-        let text = |field: &Option<String>| field.clone().unwrap_or_default();
-        let claims = self.document_type.clone().map(|document_type| {
-            json::to_struct(Map::from_iter([(
-                "documentType".to_owned(),
-                Value::String(document_type),
-            )]))
+impl Data<'_> {
+    fn personal_data(self) -> Option<PersonalData> {
+        let claims = self.document_type.map(|document_type| {
+            json::to_struct(Object::from_iter([("documentType", document_type.into())]))
         });
         let personal_data = PersonalData {
-            given_name: text(&self.first_name),
-            family_name: text(&self.last_name),
+            given_name: json::owned(self.first_name.as_ref()),
+            family_name: json::owned(self.last_name.as_ref()),
             full_name: String::new(),
-            email: text(&self.email),
-            phone: text(&self.phone),
+            email: json::owned(self.email.as_ref()),
+            phone: json::owned(self.phone.as_ref()),
             claims,
             erased: false,
         };

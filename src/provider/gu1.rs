@@ -21,11 +21,12 @@
 use std::time::Duration;
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Map, Value};
 
 use super::{
     NormalizeError, Normalized, Posting, Provider, ReasonTable, Sample, Success, VerifiedWebhook,
-    Word, didit_risk, json, provider_source, reason_code,
+    Word, didit_risk,
+    json::{self, Json, Object, Text},
+    provider_source, reason_code,
     signature::{Hash, Key, Recipe, Scheme},
     unsigned_id,
 };
@@ -71,21 +72,32 @@ impl Provider for Gu1 {
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
-        let head: Head = json::parse(webhook.content())?;
-        let event_type = json::one_of("event", head.event, head.event_type)?;
-        let Some(family) = Family::of(&event_type)? else {
+        let body = match json::parse::<Body<'_>>(webhook.content()) {
+            Ok(body) => body,
+            Err(error) => {
+                let head: Head<'_> = json::parse(webhook.content())?;
+                let event_type =
+                    json::one_of("event", head.event.as_ref(), head.event_type.as_ref())?;
+                return match Family::of(event_type)? {
+                    Some(_) => Err(error),
+                    None => Ok(Normalized::Ignored),
+                };
+            }
+        };
+        let event_type = json::one_of("event", body.event.as_ref(), body.event_type.as_ref())?;
+        let Some(family) = Family::of(event_type)? else {
             return Ok(Normalized::Ignored);
         };
-        let body: Body = json::parse(webhook.content())?;
-        let payload = body.payload()?;
+        let payload = one_payload(body.payload, body.data)?;
         let (detail, key) = match family {
             Family::Session(outcome) => {
-                payload.agrees(&event_type, outcome)?;
-                let verification = payload.verification(&event_type, outcome)?;
+                payload.agrees(event_type, outcome)?;
+                let verification = payload.verification(event_type, outcome)?;
                 let id = verification.verification_id.clone();
-                let key = head.timestamp.clone().map(|time| {
-                    let status = payload.status.clone().unwrap_or_default();
-                    IdempotencyKey::Fields(vec![event_type.clone(), id, status, time])
+                let key = body.timestamp.as_ref().map(|time| {
+                    let status = json::owned(payload.status.as_ref());
+                    let event_type = event_type.to_owned();
+                    IdempotencyKey::Fields(vec![event_type, id, status, time.owned()])
                 });
                 (Detail::Verification(verification), key)
             }
@@ -96,9 +108,9 @@ impl Provider for Gu1 {
         let event = VerificationEvent {
             source: provider_source(
                 unsigned_id(webhook.unsigned_header("x-webhook-id")),
-                &event_type,
+                event_type,
             ),
-            occurred_at: head.timestamp.as_deref().map(json::timestamp).transpose()?,
+            occurred_at: body.timestamp.as_deref().map(json::timestamp).transpose()?,
             subject: payload.subject(matches!(detail, Detail::SubjectChange(_))),
             detail: Some(detail),
             personal_data: payload.personal_data(),
@@ -124,72 +136,84 @@ impl Provider for Gu1 {
 
 /// The envelope alone: enough to tell the family, whatever the payloads of other families look like.
 #[derive(Deserialize)]
-struct Head {
-    event: Option<String>,
+struct Head<'b> {
+    #[serde(borrow)]
+    event: Option<Text<'b>>,
     #[serde(rename = "type")]
-    event_type: Option<String>,
-    timestamp: Option<String>,
+    event_type: Option<Text<'b>>,
+    #[expect(dead_code, reason = "read so that a time that is no text is refused")]
+    timestamp: Option<Text<'b>>,
 }
 
+/// What is read of an event about a validation, a session or an entity.
 #[derive(Deserialize)]
-struct Body {
-    payload: Option<Payload>,
-    data: Option<Payload>,
+pub struct Body<'b> {
+    #[serde(borrow)]
+    event: Option<Text<'b>>,
+    #[serde(rename = "type")]
+    event_type: Option<Text<'b>>,
+    timestamp: Option<Text<'b>>,
+    payload: Option<Payload<'b>>,
+    data: Option<Payload<'b>>,
 }
 
-impl Body {
-    fn payload(self) -> Result<Payload, NormalizeError> {
-        match (self.payload, self.data) {
-            (Some(payload), None) | (None, Some(payload)) => Ok(payload),
-            (Some(_), Some(_)) => Err(NormalizeError::Contradiction(
-                "both payload and data are given".to_owned(),
-            )),
-            (None, None) => Err(NormalizeError::missing("payload")),
-        }
+fn one_payload<'b>(
+    payload: Option<Payload<'b>>,
+    data: Option<Payload<'b>>,
+) -> Result<Payload<'b>, NormalizeError> {
+    match (payload, data) {
+        (Some(payload), None) | (None, Some(payload)) => Ok(payload),
+        (Some(_), Some(_)) => Err(NormalizeError::Contradiction(
+            "both payload and data are given".to_owned(),
+        )),
+        (None, None) => Err(NormalizeError::missing("payload")),
     }
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Payload {
-    id: Option<String>,
-    validation_id: Option<String>,
-    entity_id: Option<String>,
-    status: Option<String>,
-    mode: Option<String>,
-    decision: Option<json::Json>,
-    warnings: Option<Vec<Warning>>,
-    extracted_data: Option<json::Json>,
+struct Payload<'b> {
+    #[serde(borrow)]
+    id: Option<Text<'b>>,
+    validation_id: Option<Text<'b>>,
+    entity_id: Option<Text<'b>>,
+    status: Option<Text<'b>>,
+    mode: Option<Text<'b>>,
+    decision: Option<Json<'b>>,
+    warnings: Option<Vec<Warning<'b>>>,
+    extracted_data: Option<Json<'b>>,
     is_current: Option<bool>,
-    rejection_code: Option<String>,
-    rejection_message: Option<String>,
-    entity: Option<Entity>,
+    rejection_code: Option<Text<'b>>,
+    rejection_message: Option<Text<'b>>,
+    entity: Option<Entity<'b>>,
     // An entity event carries the entity itself.
-    external_id: Option<String>,
-    name: Option<String>,
+    external_id: Option<Text<'b>>,
+    name: Option<Text<'b>>,
     #[serde(rename = "type")]
-    entity_type: Option<String>,
+    entity_type: Option<Text<'b>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Entity {
-    id: Option<String>,
-    external_id: Option<String>,
-    name: Option<String>,
+struct Entity<'b> {
+    #[serde(borrow)]
+    id: Option<Text<'b>>,
+    external_id: Option<Text<'b>>,
+    name: Option<Text<'b>>,
     #[serde(rename = "type")]
-    entity_type: Option<String>,
+    entity_type: Option<Text<'b>>,
 }
 
 /// A bare risk code, or the warning of Didit that holds it. Anything else says nothing to us.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Warning {
-    Code(String),
+enum Warning<'b> {
+    #[serde(borrow)]
+    Code(Text<'b>),
     Object {
-        risk: String,
-        feature: Option<String>,
-        short_description: Option<String>,
+        risk: Text<'b>,
+        feature: Option<Text<'b>>,
+        short_description: Option<Text<'b>>,
     },
     Other(IgnoredAny),
 }
@@ -256,7 +280,7 @@ fn outcome(status: &str) -> Option<Outcome> {
     }
 }
 
-impl Payload {
+impl Payload<'_> {
     /// Refuses a status that is unknown, or that differs from the event's name.
     fn agrees(&self, event_type: &str, named: Outcome) -> Result<(), NormalizeError> {
         let Some(status) = &self.status else {
@@ -276,7 +300,7 @@ impl Payload {
     ) -> Result<Verification, NormalizeError> {
         // `kyc.validation_in_review`: the status stands after the first `_`.
         let named = event_type.split_once('_').map(|(_, status)| status);
-        let id = json::one_of("payload.id", self.id.clone(), self.validation_id.clone())?;
+        let id = json::one_of("payload.id", self.id.as_ref(), self.validation_id.as_ref())?;
         let finality = match outcome {
             Outcome::Pending | Outcome::InProgress | Outcome::InReview => Finality::NotFinal,
             _ => Finality::Final,
@@ -288,7 +312,7 @@ impl Payload {
             _ => Decider::Unspecified,
         };
         Ok(Verification {
-            verification_id: id,
+            verification_id: id.to_owned(),
             outcome: outcome.into(),
             provider_outcome: self
                 .status
@@ -298,12 +322,8 @@ impl Payload {
                 .to_owned(),
             finality: finality.into(),
             decided_by: decided_by.into(),
-            level: self.mode.clone().unwrap_or_default(),
-            checks: self
-                .decision
-                .as_ref()
-                .map(|json| checks(&json.0))
-                .unwrap_or_default(),
+            level: json::owned(self.mode.as_ref()),
+            checks: self.decision.as_ref().map(checks).unwrap_or_default(),
             reasons: self.reasons(outcome),
             ..Default::default()
         })
@@ -316,8 +336,8 @@ impl Payload {
         {
             reasons.push(Reason {
                 code: reason_code(REJECTIONS, code),
-                provider_code: code.clone(),
-                message: self.rejection_message.clone().unwrap_or_default(),
+                provider_code: code.owned(),
+                message: json::owned(self.rejection_message.as_ref()),
                 ..Default::default()
             });
         }
@@ -332,7 +352,7 @@ impl Payload {
         Detail::SubjectChange(SubjectChange {
             kind: kind.into(),
             level: String::new(),
-            provider_status: self.status.clone().unwrap_or_default(),
+            provider_status: json::owned(self.status.as_ref()),
         })
     }
 
@@ -361,28 +381,24 @@ impl Payload {
             _ => SubjectType::Unspecified,
         };
         Some(Subject {
-            provider_subject_id: id.clone(),
-            external_id: external_id.cloned().unwrap_or_default(),
+            provider_subject_id: id.owned(),
+            external_id: json::owned(external_id),
             r#type: entity_type.into(),
         })
     }
 
-    fn personal_data(&self) -> Option<PersonalData> {
-        let name = self.entity.as_ref().and_then(|entity| entity.name.as_ref());
-        let name = name.or(self.name.as_ref());
-        let claims = match self.extracted_data.as_ref().map(|json| &json.0) {
-            None | Some(Value::Null) => None,
-            Some(Value::Object(claims)) => Some(claims.clone()),
-            Some(other) => Some(Map::from_iter([(
-                "extractedData".to_owned(),
-                other.clone(),
-            )])),
+    fn personal_data(self) -> Option<PersonalData> {
+        let claims = match self.extracted_data {
+            None | Some(Json::Null) => None,
+            Some(Json::Object(claims)) => Some(claims),
+            Some(other) => Some(Object::from_iter([("extractedData", other)])),
         };
+        let name = self.entity.and_then(|entity| entity.name).or(self.name);
         if name.is_none() && claims.is_none() {
             return None;
         }
         Some(PersonalData {
-            full_name: name.cloned().unwrap_or_default(),
+            full_name: json::owned(name.as_ref()),
             claims: claims.map(json::to_struct),
             ..Default::default()
         })
@@ -396,22 +412,22 @@ const REJECTIONS: ReasonTable = &[
     ("CAPTURE_DECLINED", CaptureDeclined),
 ];
 
-impl Warning {
+impl Warning<'_> {
     fn reason(&self) -> Option<Reason> {
         let (risk, feature, message) = match self {
-            Self::Code(risk) => (risk, &None, &None),
+            Self::Code(risk) => (risk, None, None),
             Self::Object {
                 risk,
                 feature,
                 short_description,
-            } => (risk, feature, short_description),
+            } => (risk, feature.as_ref(), short_description.as_ref()),
             Self::Other(_) => return None,
         };
         Some(Reason {
             code: reason_code(didit_risk::REASONS, risk),
-            provider_code: risk.clone(),
-            message: message.clone().unwrap_or_default(),
-            provider_category: feature.clone().unwrap_or_default(),
+            provider_code: risk.owned(),
+            message: json::owned(message),
+            provider_category: json::owned(feature),
         })
     }
 }
@@ -429,17 +445,17 @@ const CHECKS: &[(&str, CheckType, bool)] = &[
 ];
 
 /// The checks of a decision. Its shape is Didit's and not documented by Gu1, so nothing in it is required.
-fn checks(decision: &Value) -> Vec<Check> {
+fn checks(decision: &Json<'_>) -> Vec<Check> {
     let mut checks = Vec::new();
     for (member, check_type, scored) in CHECKS {
         let entries = match decision.get(member) {
-            Some(Value::Array(entries)) => entries.as_slice(),
-            Some(entry @ Value::Object(_)) => std::slice::from_ref(entry),
+            Some(Json::Array(entries)) => entries.as_slice(),
+            Some(entry @ Json::Object(_)) => std::slice::from_ref(entry),
             _ => continue,
         };
         checks.extend(entries.iter().filter_map(|entry| {
             let status = entry.get("status")?.as_str()?;
-            let score = entry.get("score").and_then(Value::as_f64);
+            let score = entry.get("score").and_then(Json::as_f64);
             let score = score.filter(|score| *scored && (0.0..=100.0).contains(score));
             Some(Check {
                 r#type: (*check_type).into(),

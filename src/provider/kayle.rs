@@ -14,11 +14,12 @@
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use super::{
     ALLOW_PLAINTEXT, NormalizeError, Normalized, Posting, Provider, ReasonTable, Sample, Success,
-    VerifiedWebhook, Word, json, provider_source, reason_code, reasons_of,
+    VerifiedWebhook, Word,
+    json::{self, Json, Object, Text},
+    provider_source, reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
 };
 use crate::{
@@ -70,12 +71,15 @@ impl Provider for Kayle {
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
-        let body: Body = json::parse(webhook.content())?;
-        let event_type = match &body.event_type {
-            Some(event_type) => event_type.clone(),
-            None => untyped(webhook)?.to_owned(),
-        };
-        normalize(body, &event_type)
+        let Body {
+            event_type,
+            metadata,
+            data,
+        } = json::parse(webhook.content())?;
+        match event_type {
+            Some(event_type) => normalize(&event_type, metadata, data),
+            None => normalize(untyped(webhook)?, metadata, data),
+        }
     }
 
     fn samples(&self) -> &'static [Sample] {
@@ -92,37 +96,41 @@ impl Provider for Kayle {
     }
 }
 
+/// What is read of every event.
 #[derive(Deserialize)]
-struct Body {
-    #[serde(rename = "type")]
-    event_type: Option<String>,
-    metadata: Metadata,
-    data: Data,
+pub struct Body<'b> {
+    #[serde(rename = "type", borrow)]
+    event_type: Option<Text<'b>>,
+    metadata: Metadata<'b>,
+    data: Data<'b>,
 }
 
 #[derive(Deserialize)]
-struct Metadata {
-    event_id: String,
-    verification_session_id: String,
+struct Metadata<'b> {
+    #[serde(borrow)]
+    event_id: Text<'b>,
+    verification_session_id: Text<'b>,
 }
 
 /// The data of all events: each has some of these.
 #[derive(Deserialize)]
-struct Data {
-    claims: Option<json::Object>,
-    failure_code: Option<String>,
+struct Data<'b> {
+    #[serde(borrow)]
+    claims: Option<Object<'b>>,
+    failure_code: Option<Text<'b>>,
     nfc_tries_used: Option<u32>,
     liveness_tries_used: Option<u32>,
-    outcome: Option<String>,
-    reason: Option<String>,
+    outcome: Option<Text<'b>>,
+    reason: Option<Text<'b>>,
 }
 
 /// The type of an event that does not name it.
 fn untyped(webhook: &VerifiedWebhook) -> Result<&'static str, NormalizeError> {
     const EXPIRED: &str = "verification.session.expired";
     #[derive(Deserialize)]
-    struct Body {
-        data: json::Object,
+    struct Body<'b> {
+        #[serde(borrow)]
+        data: Object<'b>,
     }
     let Body { data } = json::parse(webhook.content())?;
     if data.0.is_empty() && webhook.unsigned_header("x-kayle-event") == Some(EXPIRED) {
@@ -131,7 +139,11 @@ fn untyped(webhook: &VerifiedWebhook) -> Result<&'static str, NormalizeError> {
     Err(NormalizeError::missing("type"))
 }
 
-fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError> {
+fn normalize(
+    event_type: &str,
+    metadata: Metadata<'_>,
+    data: Data<'_>,
+) -> Result<Normalized, NormalizeError> {
     use Outcome::{Approved, Cancelled, Expired, InProgress, Rejected};
     // An attempt that fails leaves the session open: up to three are allowed.
     let (outcome, word, finality, decided_by) = match event_type {
@@ -161,8 +173,7 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
         liveness_tries_used,
         outcome: outcome_word,
         reason: cancel_reason,
-    } = body.data;
-    let claims = claims.map(|json::Object(claims)| claims);
+    } = data;
     let failed = event_type.ends_with(".failed");
     let cancelled = outcome == Cancelled;
     if (failure_code.is_some() && !failed)
@@ -183,15 +194,15 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
         Some(reason) if reason.starts_with("privacy_") => Decider::Subject,
         _ => decided_by,
     };
-    reasons.extend(cancel_reason.map(|code| reason(CANCEL_REASONS, code)));
+    reasons.extend(cancel_reason.map(|code| reason(CANCEL_REASONS, &code)));
 
     let event = VerificationEvent {
-        source: provider_source(&body.metadata.event_id, event_type),
+        source: provider_source(&metadata.event_id, event_type),
         subject: claims.as_ref().and_then(subject),
         detail: Some(Detail::Verification(Verification {
-            verification_id: body.metadata.verification_session_id,
+            verification_id: metadata.verification_session_id.owned(),
             outcome: outcome.into(),
-            provider_outcome: outcome_word.unwrap_or_else(|| word.to_owned()),
+            provider_outcome: outcome_word.as_deref().unwrap_or(word).to_owned(),
             finality: finality.into(),
             retry: match outcome {
                 Rejected => Retry::NotAllowed.into(),
@@ -205,7 +216,7 @@ fn normalize(body: Body, event_type: &str) -> Result<Normalized, NormalizeError>
         personal_data: claims.map(personal_data),
         ..Default::default()
     };
-    let key = IdempotencyKey::ProviderEventId(body.metadata.event_id);
+    let key = IdempotencyKey::ProviderEventId(metadata.event_id.owned());
     Ok(Normalized::event(key, event))
 }
 
@@ -277,7 +288,7 @@ fn checks(
     let Some(code) = failure_code else {
         return checks;
     };
-    let reason = reason(FAILURES, code.to_owned());
+    let reason = reason(FAILURES, code);
     let check_type = failed_check(&reason);
     let failed = match checks.iter().position(|c| c.r#type() == check_type) {
         Some(index) => &mut checks[index],
@@ -296,16 +307,16 @@ fn checks(
     checks
 }
 
-fn reason(table: ReasonTable, provider_code: String) -> Reason {
+fn reason(table: ReasonTable, provider_code: &str) -> Reason {
     Reason {
-        code: reason_code(table, &provider_code),
-        provider_code,
+        code: reason_code(table, provider_code),
+        provider_code: provider_code.to_owned(),
         ..Default::default()
     }
 }
 
 /// The subject, if it agreed to be recognized: the id is one of the claims that it may share.
-fn subject(claims: &Map<String, Value>) -> Option<Subject> {
+fn subject(Object(claims): &Object<'_>) -> Option<Subject> {
     let id = claims.get("kayle_human_id")?.as_str()?;
     Some(Subject {
         provider_subject_id: id.to_owned(),
@@ -314,11 +325,11 @@ fn subject(claims: &Map<String, Value>) -> Option<Subject> {
     })
 }
 
-fn personal_data(mut claims: Map<String, Value>) -> PersonalData {
+fn personal_data(mut claims: Object<'_>) -> PersonalData {
     // Images are not passed on. They stay in the raw delivery.
-    claims.remove("document_photo");
+    claims.0.remove("document_photo");
     let text = |name: &str| {
-        let value = claims.get(name).and_then(Value::as_str);
+        let value = claims.0.get(name).and_then(Json::as_str);
         value.unwrap_or_default().to_owned()
     };
     PersonalData {

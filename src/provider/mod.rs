@@ -2,17 +2,17 @@
 //!
 //! Everything here is pure and synchronous: bytes and a time in, an event out. No gRPC, no log, no clock, no runtime.
 
+pub mod fractal;
+pub mod fyatu;
+pub mod gu1;
 pub mod json;
 pub mod jwe;
+pub mod kayle;
+pub mod ralio;
 pub mod signature;
 pub mod usage;
 
 mod didit_risk;
-mod fractal;
-mod fyatu;
-mod gu1;
-mod kayle;
-mod ralio;
 
 use std::{fmt, time::Duration};
 

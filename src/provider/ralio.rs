@@ -14,12 +14,11 @@
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use super::{
     NormalizeError, Normalized, Posting, Provider, ReasonTable, Sample, Success, VerifiedWebhook,
     Word,
-    json::{self, TextOrNumber},
+    json::{self, Json, Text, TextOrNumber},
     provider_source, reason_code, reasons_of,
     signature::{Hash, Key, Recipe, Scheme},
 };
@@ -65,21 +64,21 @@ impl Provider for Ralio {
     }
 
     fn normalize(&self, webhook: &VerifiedWebhook) -> Result<Normalized, NormalizeError> {
-        let body: Body = json::parse(webhook.content())?;
-        let event_type = json::one_of("eventType", body.event_type, body.event)?;
-        let event_id = json::one_of("eventId", body.event_id, body.id)?;
-        let (detail, subject_type) = match session(&event_type) {
+        let body: Body<'_> = json::parse(webhook.content())?;
+        let event_type = json::one_of("eventType", body.event_type.as_ref(), body.event.as_ref())?;
+        let event_id = json::one_of("eventId", body.event_id.as_ref(), body.id.as_ref())?;
+        let (detail, subject_type) = match session(event_type) {
             Some(session) => (
                 Detail::Verification(session.verification(&body.data)?),
                 None,
             ),
             None => {
-                let (change, subject_type) = level_change(&event_type, &body.data)?;
+                let (change, subject_type) = level_change(event_type, &body.data)?;
                 (Detail::SubjectChange(change), subject_type)
             }
         };
         let event = VerificationEvent {
-            source: provider_source(&event_id, &event_type),
+            source: provider_source(event_id, event_type),
             occurred_at: Some(json::timestamp(&body.timestamp)?),
             subject: body.data.subject(subject_type),
             detail: Some(detail),
@@ -87,7 +86,7 @@ impl Provider for Ralio {
             ..Default::default()
         };
         Ok(Normalized::event(
-            IdempotencyKey::ProviderEventId(event_id),
+            IdempotencyKey::ProviderEventId(event_id.to_owned()),
             event,
         ))
     }
@@ -106,74 +105,80 @@ impl Provider for Ralio {
     }
 }
 
+/// What is read of every event.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Body {
-    event_id: Option<String>,
-    id: Option<String>,
-    event_type: Option<String>,
-    event: Option<String>,
-    timestamp: String,
-    data: Data,
+pub struct Body<'b> {
+    #[serde(borrow)]
+    event_id: Option<Text<'b>>,
+    id: Option<Text<'b>>,
+    event_type: Option<Text<'b>>,
+    event: Option<Text<'b>>,
+    timestamp: Text<'b>,
+    data: Data<'b>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Data {
-    session_id: Option<String>,
-    user_id: Option<String>,
+struct Data<'b> {
+    #[serde(borrow)]
+    session_id: Option<Text<'b>>,
+    user_id: Option<Text<'b>>,
     #[serde(rename = "user_id")]
-    user_id_2025: Option<String>,
-    related_party_id: Option<String>,
-    entity_type: Option<String>,
-    checks: Option<Vec<SessionCheck>>,
-    state: Option<TextOrNumber>,
-    business_user: Option<BusinessUser>,
-    related_party: Option<RelatedParty>,
-    kyc_session: Option<KycSession>,
+    user_id_2025: Option<Text<'b>>,
+    related_party_id: Option<Text<'b>>,
+    entity_type: Option<Text<'b>>,
+    checks: Option<Vec<SessionCheck<'b>>>,
+    state: Option<TextOrNumber<'b>>,
+    business_user: Option<BusinessUser<'b>>,
+    related_party: Option<RelatedParty<'b>>,
+    kyc_session: Option<KycSession<'b>>,
 }
 
 #[derive(Deserialize)]
-struct SessionCheck {
-    #[serde(rename = "type")]
-    check_type: String,
-    state: TextOrNumber,
-    reasons: Option<Vec<CheckReason>>,
+struct SessionCheck<'b> {
+    #[serde(rename = "type", borrow)]
+    check_type: Text<'b>,
+    state: TextOrNumber<'b>,
+    reasons: Option<Vec<CheckReason<'b>>>,
 }
 
 #[derive(Deserialize)]
-struct CheckReason {
-    #[serde(rename = "type")]
-    reason_type: Option<String>,
-    code: Option<String>,
-    message: Option<String>,
-    category: Option<String>,
+struct CheckReason<'b> {
+    #[serde(rename = "type", borrow)]
+    reason_type: Option<Text<'b>>,
+    code: Option<Text<'b>>,
+    message: Option<Text<'b>>,
+    category: Option<Text<'b>>,
 }
 
 #[derive(Deserialize)]
-struct BusinessUser {
-    name: Option<String>,
+struct BusinessUser<'b> {
+    #[serde(borrow)]
+    name: Option<Text<'b>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RelatedParty {
-    id: String,
-    status: Option<String>,
-    first_name: Option<String>,
-    last_name: Option<String>,
-    email: Option<String>,
-    phone_number: Option<String>,
-    role_type: Option<String>,
-    nationality: Option<String>,
-    ownership_percentage: Option<json::Json>,
-    residential_address: Option<json::Json>,
+struct RelatedParty<'b> {
+    #[serde(borrow)]
+    id: Text<'b>,
+    status: Option<Text<'b>>,
+    first_name: Option<Text<'b>>,
+    last_name: Option<Text<'b>>,
+    email: Option<Text<'b>>,
+    phone_number: Option<Text<'b>>,
+    role_type: Option<Text<'b>>,
+    nationality: Option<Text<'b>>,
+    ownership_percentage: Option<Json<'b>>,
+    residential_address: Option<Json<'b>>,
 }
 
 /// Its `url` lets anyone act as the subject while the session is open, so it is not read.
 #[derive(Deserialize)]
-struct KycSession {
-    id: String,
+struct KycSession<'b> {
+    #[serde(borrow)]
+    id: Text<'b>,
 }
 
 /// What the name of a session event says.
@@ -203,7 +208,7 @@ fn session(event_type: &str) -> Option<Session> {
 }
 
 impl Session {
-    fn verification(self, data: &Data) -> Result<Verification, NormalizeError> {
+    fn verification(self, data: &Data<'_>) -> Result<Verification, NormalizeError> {
         let session_id = data.session_id.as_ref();
         let session_id = session_id.or(data.kyc_session.as_ref().map(|session| &session.id));
         let checks: Vec<Check> = data.checks.iter().flatten().map(check).collect();
@@ -228,7 +233,7 @@ impl Session {
         Ok(Verification {
             verification_id: session_id
                 .ok_or_else(|| NormalizeError::missing("data.sessionId"))?
-                .clone(),
+                .owned(),
             outcome: self.outcome.into(),
             provider_outcome: status.unwrap_or(self.state).to_owned(),
             finality: self.finality.into(),
@@ -243,7 +248,7 @@ impl Session {
 /// A change of the level of a person's or a business's record. `REGULAR` is no approval and `LIGHT` no rejection.
 fn level_change(
     event_type: &str,
-    data: &Data,
+    data: &Data<'_>,
 ) -> Result<(SubjectChange, Option<SubjectType>), NormalizeError> {
     let subject_type = match event_type {
         "kyc_state_updated" => None,
@@ -254,7 +259,7 @@ fn level_change(
         .state
         .as_ref()
         .ok_or_else(|| NormalizeError::missing("data.state"))?;
-    let level = match state.as_str() {
+    let level = match &**state {
         "1" => "REGULAR",
         "2" => "LIGHT",
         other => other,
@@ -262,7 +267,7 @@ fn level_change(
     let change = SubjectChange {
         kind: SubjectChangeKind::LevelChanged.into(),
         level: level.to_owned(),
-        provider_status: state.clone(),
+        provider_status: state.clone().into_owned(),
     };
     Ok((change, subject_type))
 }
@@ -275,50 +280,50 @@ const REASONS: ReasonTable = &[
     ("KYC.DOC.DETERIORATED", DocumentDamaged),
 ];
 
-fn check(check: &SessionCheck) -> Check {
+fn check(check: &SessionCheck<'_>) -> Check {
     let SessionCheck {
         check_type,
         state: TextOrNumber(state),
         reasons,
     } = check;
-    let our_type = match check_type.as_str() {
+    let our_type = match &**check_type {
         "document-verification" => CheckType::Document,
         "face-matching" => CheckType::FaceMatch,
         "manual_review" => CheckType::ManualReview,
         _ => CheckType::Other,
     };
-    let result = match state.as_str() {
+    let result = match &**state {
         "Validated" | "1" => CheckResult::Passed,
         "Refused" | "2" => CheckResult::Failed,
         _ => CheckResult::Unspecified,
     };
     Check {
         r#type: our_type.into(),
-        provider_type: check_type.clone(),
+        provider_type: check_type.owned(),
         result: result.into(),
-        provider_result: state.clone(),
+        provider_result: state.clone().into_owned(),
         reasons: reasons.iter().flatten().map(reason).collect(),
         ..Default::default()
     }
 }
 
-fn reason(reason: &CheckReason) -> Reason {
+fn reason(reason: &CheckReason<'_>) -> Reason {
     let CheckReason {
         reason_type,
         code,
         message,
         category,
     } = reason;
-    let code = code.clone().unwrap_or_default();
+    let code = json::owned(code.as_ref());
     Reason {
         code: reason_code(REASONS, &code),
         provider_code: code,
-        message: message.clone().unwrap_or_default(),
-        provider_category: category.clone().or(reason_type.clone()).unwrap_or_default(),
+        message: json::owned(message.as_ref()),
+        provider_category: json::owned(category.as_ref().or(reason_type.as_ref())),
     }
 }
 
-impl Data {
+impl Data<'_> {
     /// The subject: a user, else a related party.
     fn subject(&self, subject_type: Option<SubjectType>) -> Option<Subject> {
         let user = self.user_id.as_ref().or(self.user_id_2025.as_ref());
@@ -332,14 +337,13 @@ impl Data {
             None => SubjectType::RelatedParty,
         });
         Some(Subject {
-            provider_subject_id: user.or(party)?.clone(),
+            provider_subject_id: user.or(party)?.owned(),
             external_id: String::new(),
             r#type: subject_type.into(),
         })
     }
 
-    fn personal_data(&self) -> Option<PersonalData> {
-        let party = self.related_party.as_ref()?;
+    fn personal_data(self) -> Option<PersonalData> {
         let RelatedParty {
             id: _,
             status: _,
@@ -351,32 +355,24 @@ impl Data {
             nationality,
             ownership_percentage,
             residential_address,
-        } = party;
-        let business = self.business_user.as_ref();
-        let business = business.and_then(|business| business.name.clone());
-        let claims: Map<String, Value> = [
-            ("roleType", role_type.clone().map(Value::String)),
-            ("nationality", nationality.clone().map(Value::String)),
-            (
-                "ownershipPercentage",
-                ownership_percentage.clone().map(|json| json.0),
-            ),
-            (
-                "residentialAddress",
-                residential_address.clone().map(|json| json.0),
-            ),
-            ("businessUserName", business.map(Value::String)),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
-        .collect();
+        } = self.related_party?;
+        let business = self.business_user.and_then(|business| business.name);
+        let claims = [
+            ("roleType", role_type.map(Json::from)),
+            ("nationality", nationality.map(Json::from)),
+            ("ownershipPercentage", ownership_percentage),
+            ("residentialAddress", residential_address),
+            ("businessUserName", business.map(Json::from)),
+        ];
+        let claims = claims.into_iter();
+        let claims = claims.filter_map(|(name, json)| Some((name, json?)));
         Some(PersonalData {
-            given_name: first_name.clone().unwrap_or_default(),
-            family_name: last_name.clone().unwrap_or_default(),
+            given_name: json::owned(first_name.as_ref()),
+            family_name: json::owned(last_name.as_ref()),
             full_name: String::new(),
-            email: email.clone().unwrap_or_default(),
-            phone: phone_number.clone().unwrap_or_default(),
-            claims: Some(json::to_struct(claims)),
+            email: json::owned(email.as_ref()),
+            phone: json::owned(phone_number.as_ref()),
+            claims: Some(json::to_struct(claims.collect())),
             erased: false,
         })
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::SignedDuration;
 use verdict::{
     event,
-    proto::{Reason, ReasonCode, VerificationEvent, verification_event::Detail},
+    proto::{QuarantineReason, Reason, ReasonCode, VerificationEvent, verification_event::Detail},
     provider::{
         Headers, Normalized, PROVIDERS, Provider, RawWebhook, Sample,
         signature::{Recipe, Scheme, Secret, VerifyError},
@@ -446,5 +446,42 @@ fn gu1_rejections_of_biometric_sessions_have_words_of_ours() {
             panic!("not a verification");
         };
         assert_eq!(verification.reasons[0].code(), expected, "{code}");
+    }
+}
+
+#[test]
+fn the_payload_of_another_family_may_look_like_anything() {
+    let provider = verdict::provider::find("gu1").unwrap();
+    let source = plain_source(provider, "hmac_sha256");
+    let reason = |body: &str| {
+        let webhook = source.verify(sign(&source, body), now()).unwrap();
+        match source.normalize(&webhook) {
+            Ok(Normalized::Ignored) => None,
+            Ok(Normalized::Event(_)) => panic!("an event: {body}"),
+            Err(error) => Some(error.reason()),
+        }
+    };
+    for (body, expected) in [
+        (r#"{"event":"alert.any","payload":[]}"#, None),
+        (r#"{"event":"alert.any","payload":{"id":7}}"#, None),
+        (
+            r#"{"event":"any.other","payload":[]}"#,
+            Some(QuarantineReason::UnknownEventType),
+        ),
+        // What all families have in common is read of all of them.
+        (
+            r#"{"event":"alert.any","timestamp":7,"payload":{}}"#,
+            Some(QuarantineReason::Unparseable),
+        ),
+        (
+            r#"{"event":"alert.any","event":"alert.any","payload":{}}"#,
+            Some(QuarantineReason::Unparseable),
+        ),
+        (
+            r#"{"event":"kyc.validation_approved","payload":{"id":7}}"#,
+            Some(QuarantineReason::Unparseable),
+        ),
+    ] {
+        assert_eq!(reason(body), expected, "{body}");
     }
 }

@@ -1,21 +1,30 @@
 //! JSON as providers write it: read without trust, and never written again before its signature is checked.
 
-use std::io;
+mod value;
+
+pub(super) use value::{Json, Object, to_struct};
+
+use std::{borrow::Cow, fmt, io, ops::Deref};
 
 use bytes::Bytes;
-use jiff::tz::Offset;
-use prost_types::{Struct, Timestamp, value::Kind};
+use prost_types::Timestamp;
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor},
+    de::{Error as _, IgnoredAny, MapAccess, Visitor},
 };
-use serde_json::{Map, Value, error::Category, ser::Formatter, value::RawValue};
+use serde_json::{error::Category, ser::Formatter, value::RawValue};
 
 use super::NormalizeError;
 
 /// Reads a body. A field that the struct does not name is passed over; one that is given twice is an error.
-pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, NormalizeError> {
-    serde_json::from_slice(body).map_err(|error| NormalizeError::Unparseable(describe(&error)))
+pub(super) fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Result<T, NormalizeError> {
+    // UTF-8 is checked for all at once, which is faster than for each text that is read. What is wrong with it may lie in what
+    // is passed over.
+    let parsed = match std::str::from_utf8(body) {
+        Ok(text) => serde_json::from_str(text),
+        Err(_) => serde_json::from_slice(body),
+    };
+    parsed.map_err(|error| NormalizeError::Unparseable(describe(&error)))
 }
 
 /// Says what is wrong without repeating any of the body, which may hold personal data.
@@ -35,65 +44,90 @@ fn describe(error: &serde_json::Error) -> String {
     format!("{what}, at line {} column {}", error.line(), error.column())
 }
 
+/// Text of a body: borrowed from it, unless something in it is escaped.
+///
+/// It is no `Cow`, because serde reads an `Option<Cow<str>>` into a new `String` each time.
+#[derive(Default, PartialEq, Eq)]
+pub(super) struct Text<'b>(Cow<'b, str>);
+
+impl Text<'_> {
+    /// The text as an event has it.
+    pub(super) fn owned(&self) -> String {
+        self.0.as_ref().to_owned()
+    }
+}
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de: 'b, 'b> Deserialize<'de> for Text<'b> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl<'b> Visitor<'b> for TextVisitor {
+    type Value = Text<'b>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'b str) -> Result<Text<'b>, E> {
+        Ok(Text(text.into()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Text<'b>, E> {
+        Ok(Text(text.to_owned().into()))
+    }
+}
+
+/// The text of a field as an event has it: empty where the field is absent.
+pub(super) fn owned(text: Option<&Text<'_>>) -> String {
+    text.map(Text::owned).unwrap_or_default()
+}
+
 /// An ISO 8601 time with an offset, as RFC 3339 profiles it.
 pub(super) fn timestamp(text: &str) -> Result<Timestamp, NormalizeError> {
+    // `google.protobuf.Timestamp` holds the years 1 to 9999.
+    const YEAR_1: i64 = -62_135_596_800;
     let time: jiff::Timestamp = text.parse().map_err(|_| {
         NormalizeError::Unparseable("a time is not ISO 8601 with an offset".to_owned())
     })?;
-    // `google.protobuf.Timestamp` holds the years 1 to 9999.
-    if Offset::UTC.to_datetime(time).year() < 1 {
+    // Before 1970 jiff counts the nanoseconds backwards, and protobuf does not.
+    let (seconds, nanos) = match (time.as_second(), time.subsec_nanosecond()) {
+        (seconds, nanos) if nanos < 0 => (seconds - 1, nanos + 1_000_000_000),
+        counted => counted,
+    };
+    if seconds < YEAR_1 {
         return Err(NormalizeError::Unparseable(
             "a time is before year 1".to_owned(),
         ));
     }
-    // Before 1970 jiff counts the nanoseconds backwards, and protobuf does not.
-    let nanos = time.as_nanosecond().rem_euclid(1_000_000_000);
-    Ok(Timestamp {
-        seconds: time.as_second() - i64::from(time.subsec_nanosecond() < 0),
-        nanos: nanos as i32,
-    })
-}
-
-/// How deep a [`Struct`] may be nested. Each level costs three of the 100 that decoders of protobuf go down.
-const MAX_STRUCT_DEPTH: usize = 16;
-
-/// A JSON object as the protobuf type for JSON objects. What is nested too deeply is kept as JSON in a string.
-pub(super) fn to_struct(object: Map<String, Value>) -> Struct {
-    nested_struct(object, 1)
-}
-
-fn nested_struct(object: Map<String, Value>, depth: usize) -> Struct {
-    Struct {
-        fields: object
-            .into_iter()
-            .map(|(name, value)| (name, to_value(value, depth)))
-            .collect(),
-    }
-}
-
-fn to_value(value: Value, depth: usize) -> prost_types::Value {
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(value) => Kind::BoolValue(value),
-        // Without `arbitrary_precision` every number of serde_json is an integer or a finite double.
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
-        Value::String(text) => Kind::StringValue(text),
-        Value::Array(_) | Value::Object(_) if depth == MAX_STRUCT_DEPTH => {
-            Kind::StringValue(value.to_string())
-        }
-        Value::Array(values) => Kind::ListValue(prost_types::ListValue {
-            values: values
-                .into_iter()
-                .map(|value| to_value(value, depth + 1))
-                .collect(),
-        }),
-        Value::Object(object) => Kind::StructValue(nested_struct(object, depth + 1)),
-    };
-    prost_types::Value { kind: Some(kind) }
+    Ok(Timestamp { seconds, nanos })
 }
 
 /// Whether arrays and objects lie in one another deeper than this. Of what is not JSON, the answer means nothing.
 pub(crate) fn is_deeper(text: &[u8], most: usize) -> bool {
+    opened(text) > most && walks_deeper(text, most)
+}
+
+/// How many `[` and `{` there are. Bytes are compared many at a time, as long as their count fits into one too.
+fn opened(text: &[u8]) -> usize {
+    // The two differ in this bit.
+    let opens = |byte: &u8| u8::from(byte | 0x20 == b'{');
+    let in_chunk = |chunk: &[u8]| usize::from(chunk.iter().map(opens).sum::<u8>());
+    text.chunks(255).map(in_chunk).sum()
+}
+
+fn walks_deeper(text: &[u8], most: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in text {
         match byte {
@@ -134,17 +168,18 @@ struct MemberVisitor<const N: usize> {
 impl<'de, const N: usize> Visitor<'de> for MemberVisitor<N> {
     type Value = [Option<&'de RawValue>; N];
 
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut members = [None; N];
-        while let Some(name) = map.next_key::<String>()? {
-            let value = map.next_value::<&RawValue>()?;
-            let Some(index) = self.names.iter().position(|wanted| *wanted == name) else {
+        while let Some(name) = map.next_key::<Text<'de>>()? {
+            let Some(index) = self.names.iter().position(|wanted| *wanted == &*name) else {
+                map.next_value::<IgnoredAny>()?;
                 continue;
             };
+            let value = map.next_value::<&RawValue>()?;
             if members[index].replace(value).is_some() {
                 return Err(A::Error::custom("a member is given twice"));
             }
@@ -236,90 +271,12 @@ pub(super) fn with_member(body: &Bytes, name: &'static str, text: &str) -> Optio
     )
 }
 
-/// Any JSON, with a member that is given twice refused.
-///
-/// `serde_json::Value` keeps the last of two, and reads a certain member name as JSON once more, past the limit on
-/// depth.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Json(pub(super) Value);
-
-/// A JSON object, with a member that is given twice refused.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Object(pub(super) Map<String, Value>);
-
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(JsonVisitor).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Object {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Json::deserialize(deserializer)? {
-            Json(Value::Object(object)) => Ok(Self(object)),
-            Json(_) => Err(D::Error::custom("not an object")),
-        }
-    }
-}
-
-struct JsonVisitor;
-
-impl<'de> Visitor<'de> for JsonVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(text.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
-        while let Some(Json(value)) = seq.next_element()? {
-            values.push(value);
-        }
-        Ok(Value::Array(values))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some((name, Json(value))) = map.next_entry::<String, _>()? {
-            if object.insert(name, value).is_some() {
-                return Err(A::Error::custom("duplicate field in an object"));
-            }
-        }
-        Ok(Value::Object(object))
-    }
-}
-
 /// The value of a field that has two names; refused when they differ.
-pub(super) fn one_of(
+pub(super) fn one_of<'t>(
     name: &str,
-    newest: Option<String>,
-    older: Option<String>,
-) -> Result<String, NormalizeError> {
+    newest: Option<&'t Text<'_>>,
+    older: Option<&'t Text<'_>>,
+) -> Result<&'t str, NormalizeError> {
     match (newest, older) {
         (Some(newest), Some(older)) if newest != older => Err(NormalizeError::Contradiction(
             format!("{name} differs from its other name"),
@@ -330,14 +287,13 @@ pub(super) fn one_of(
 }
 
 /// A value that providers write as text or as a number: kept as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct TextOrNumber(pub(super) String);
+pub(super) struct TextOrNumber<'b>(pub(super) Cow<'b, str>);
 
-impl<'de> Deserialize<'de> for TextOrNumber {
+impl<'de: 'b, 'b> Deserialize<'de> for TextOrNumber<'b> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Json::deserialize(deserializer)?.0 {
-            Value::String(text) => Ok(Self(text)),
-            Value::Number(number) => Ok(Self(number.to_string())),
+        match Json::deserialize(deserializer)? {
+            Json::Text(text) => Ok(Self(text)),
+            Json::Number(number) => Ok(Self(number.to_string().into())),
             _ => Err(D::Error::custom("neither text nor a number")),
         }
     }
@@ -372,6 +328,8 @@ mod tests {
         assert!(is_deeper(text, 3) && !is_deeper(text, 4));
         assert!(is_deeper("[".repeat(1 << 20).as_bytes(), 64));
         assert!(!is_deeper(b"]]]]", 1) && !is_deeper(b"", 0) && !is_deeper(b"1", 0));
+        // What is counted is counted beyond what a byte holds.
+        assert_eq!(opened(&b"[{".repeat(1000)), 2000);
     }
 
     #[test]
@@ -429,31 +387,23 @@ mod tests {
     }
 
     #[test]
-    fn json_is_read_without_surprises() {
-        let read = |text: &str| serde_json::from_str::<Json>(text);
-        let text = r#"{"a":[null,true,-1,2,2.5,"x",{}],"b":{"a":1}}"#;
-        assert_eq!(read(text).unwrap().0.to_string(), text);
-        assert!(read(r#"{"a":1,"b":{"c":1,"c":2}}"#).is_err());
-        assert!(read(r#"{"a":1,"\u0061":1}"#).is_err());
-        // The name by which serde_json would parse the text.
-        let raw = r#"{"$serde_json::private::RawValue":"[[1]]"}"#;
-        assert_eq!(read(raw).unwrap().0.to_string(), raw);
-        assert!(serde_json::from_str::<Object>("[]").is_err());
+    fn text_is_copied_only_where_something_is_escaped() {
+        let read = |body: &'static str| serde_json::from_str::<Vec<Option<Text<'_>>>>(body);
+        let texts = read(r#"["a\nb", "Zoë", null]"#).unwrap();
+        assert!(matches!(&texts[0], Some(Text(Cow::Owned(text))) if text == "a\nb"));
+        assert!(matches!(&texts[1], Some(Text(Cow::Borrowed("Zoë")))));
+        assert!(texts[2].is_none() && read("[1]").is_err());
     }
 
     #[test]
-    fn whatever_its_depth_a_struct_can_be_decoded_again() {
-        use prost::Message;
-        for (open, close) in [("{\"a\":", "}"), ("[", "]")] {
-            for depth in [1, 15, 16, 17, 40, 120] {
-                let text = format!("{{\"a\":{}1{}}}", open.repeat(depth), close.repeat(depth));
-                let object = serde_json::from_str(&text).unwrap();
-                let bytes = to_struct(object).encode_to_vec();
-                let decoded = Struct::decode(&bytes[..]).unwrap();
-                let kept = format!("{decoded:?}").contains("StringValue");
-                assert_eq!(kept, depth >= 16, "{depth} levels of {open}");
-            }
+    fn what_is_passed_over_need_not_be_utf_8() {
+        #[derive(Deserialize)]
+        struct Body {
+            count: u32,
         }
+        let body: Body = parse(b"{\"count\":1,\"other\":\"\xff\"}").unwrap();
+        assert_eq!(body.count, 1);
+        assert!(parse::<Text<'_>>(b"\"\xff\"").is_err());
     }
 
     #[test]
@@ -471,11 +421,14 @@ mod tests {
         );
         let before_1970 = timestamp("1969-12-31T23:59:59.750Z").unwrap();
         assert_eq!((before_1970.seconds, before_1970.nanos), (-1, 750_000_000));
+        let first = timestamp("0001-01-01T00:00:00Z").unwrap();
+        assert_eq!((first.seconds, first.nanos), (-62_135_596_800, 0));
         for bad in [
             "",
             "yesterday",
             "2026-05-12T13:07:30",
             "-000001-01-01T00:00:00Z",
+            "0000-12-31T23:59:59.999Z",
         ] {
             assert!(timestamp(bad).is_err(), "{bad}");
         }
