@@ -14,7 +14,7 @@ pub mod usage;
 
 mod didit_risk;
 
-use std::{fmt, time::Duration};
+use std::{fmt, ptr, time::Duration};
 
 use bytes::Bytes;
 
@@ -177,6 +177,7 @@ pub struct VerifiedWebhook {
     raw: RawWebhook,
     content: Bytes,
     content_sha256: [u8; 32],
+    payload_sha256: [u8; 32],
     scheme: &'static Scheme,
     secret_id: String,
 }
@@ -196,9 +197,15 @@ impl VerifiedWebhook {
 
     /// Only for `signature.rs`, which has just proved it.
     fn new(raw: RawWebhook, signed: &[u8], scheme: &'static Scheme, secret_id: String) -> Self {
+        let content_sha256 = signature::sha256(signed);
+        let payload_sha256 = match ptr::eq(signed, &raw.payload[..]) {
+            true => content_sha256,
+            false => signature::sha256(&raw.payload),
+        };
         Self {
             content: raw.payload.clone(),
-            content_sha256: signature::sha256(signed),
+            content_sha256,
+            payload_sha256,
             raw,
             scheme,
             secret_id,
@@ -226,6 +233,11 @@ impl VerifiedWebhook {
     /// The SHA-256 of what the signature proves: of the signed bytes, or of what was decrypted from them.
     pub fn content_sha256(&self) -> &[u8; 32] {
         &self.content_sha256
+    }
+
+    /// The SHA-256 of the payload as it was received.
+    pub fn payload_sha256(&self) -> &[u8; 32] {
+        &self.payload_sha256
     }
 
     /// The scheme that proved it genuine.

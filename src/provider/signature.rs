@@ -3,20 +3,21 @@
 //! Adapters describe how a provider signs, with a [`Scheme`]; [`verify`] checks it, over the bytes exactly as they
 //! were received and in constant time, against every live secret of a source.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{fmt, mem, sync::Arc, time::Duration};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, KeyInit, Mac, digest::CtOutput};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretSlice};
 use serde_json::value::RawValue;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use super::{
     Headers, RawWebhook, VerifiedWebhook,
-    json::{self, Rewrite},
+    json::{self, Rewrite, Text},
     usage::Usage,
 };
 
@@ -82,7 +83,7 @@ pub enum Recipe {
 #[derive(Clone, Debug)]
 pub struct Secret {
     id: String,
-    value: Arc<SecretSlice<u8>>,
+    value: Arc<Value>,
     loaded_at: Option<Timestamp>,
     usage: Arc<Usage>,
 }
@@ -92,7 +93,7 @@ impl Secret {
     pub fn new(id: String, value: Vec<u8>) -> Self {
         Self {
             id,
-            value: Arc::new(value.into()),
+            value: Arc::new(Value::new(value.into())),
             loaded_at: None,
             usage: Arc::default(),
         }
@@ -100,7 +101,7 @@ impl Secret {
 
     /// Takes over a value that was read again, and says whether it is another. If so, its use is counted anew.
     pub fn renew(&mut self, value: &[u8], now: Timestamp) -> bool {
-        if verify_slices_are_equal(self.value.expose_secret(), value).is_ok() {
+        if verify_slices_are_equal(self.value.text.expose_secret(), value).is_ok() {
             return false;
         }
         *self = Self {
@@ -123,6 +124,46 @@ impl Secret {
     /// The id that events name it by.
     pub fn id(&self) -> &str {
         &self.id
+    }
+}
+
+/// The value of a secret, and the HMACs with it, so that a webhook does not pay for making them ready. Wiped on drop.
+struct Value {
+    text: SecretSlice<u8>,
+    of_text: Hmacs,
+    of_sha256_hex: Hmacs,
+}
+
+impl Value {
+    fn new(text: SecretSlice<u8>) -> Self {
+        let sha256_hex = Zeroizing::new(hex::encode(sha256(text.expose_secret())));
+        Self {
+            of_text: Hmacs::new(text.expose_secret()),
+            of_sha256_hex: Hmacs::new(sha256_hex.as_bytes()),
+            text,
+        }
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("redacted")
+    }
+}
+
+/// The HMACs with one key, before any message.
+struct Hmacs {
+    sha1: Hmac<Sha1>,
+    sha256: Hmac<Sha256>,
+}
+
+impl Hmacs {
+    fn new(key: &[u8]) -> Self {
+        const ANY_LENGTH: &str = "HMAC takes a key of any length";
+        Self {
+            sha1: Hmac::new_from_slice(key).expect(ANY_LENGTH),
+            sha256: Hmac::new_from_slice(key).expect(ANY_LENGTH),
+        }
     }
 }
 
@@ -179,22 +220,34 @@ pub fn verify(
 const MAX_SIGNATURES: usize = 8;
 
 /// A signature as a webhook carries it, and what it is said to cover.
-struct Claim {
-    signature: Signature,
+struct Claim<'h> {
+    signature: Signature<'h>,
     /// The bytes that are signed, without the time.
     signed: Bytes,
 }
 
 /// A signature as a webhook carries it.
-struct Signature {
+struct Signature<'h> {
     /// The signed time in Unix seconds, and how it is written.
-    signed_at: Option<(i64, String)>,
+    signed_at: Option<(i64, &'h str)>,
     /// The MACs, one of which must be right.
-    macs: Vec<Vec<u8>>,
+    macs: Vec<ClaimedMac>,
 }
 
-impl Signature {
-    fn untimed(mac: Vec<u8>) -> Self {
+/// A MAC that a webhook carries, behind which the array is not used.
+struct ClaimedMac {
+    bytes: [u8; Hash::MAX_BYTES],
+    len: usize,
+}
+
+impl ClaimedMac {
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl Signature<'_> {
+    fn untimed(mac: ClaimedMac) -> Self {
         Self {
             signed_at: None,
             macs: vec![mac],
@@ -212,10 +265,10 @@ impl Scheme {
         now: Timestamp,
     ) -> Result<(&'s Secret, Bytes), VerifyError> {
         let Claim { signature, signed } = self.claim(webhook)?;
-        let time = signature.signed_at.as_ref().map(|(_, text)| text.as_str());
+        let time = signature.signed_at.map(|(_, text)| text);
         let matches = |secret: &&Secret| {
-            let key = self.key(secret);
-            self.hash.matches(&key, time, &signed, &signature.macs)
+            let hmacs = self.hmacs(secret);
+            self.hash.matches(hmacs, time, &signed, &signature.macs)
         };
         let secret = secrets.iter().find(matches).ok_or(VerifyError::Mismatch)?;
         if let Some((signed_at, _)) = signature.signed_at {
@@ -228,7 +281,7 @@ impl Scheme {
     }
 
     /// Reads the signature, without trusting it.
-    fn claim(&self, webhook: &RawWebhook) -> Result<Claim, VerifyError> {
+    fn claim<'h>(&self, webhook: &'h RawWebhook) -> Result<Claim<'h>, VerifyError> {
         match self.recipe {
             Recipe::Body { header, prefixes } => {
                 let value = signature_header(&webhook.headers, header)?;
@@ -265,7 +318,7 @@ impl Scheme {
                     };
                     return Err(VerifyError::Missing(absent));
                 };
-                let mac = serde_json::from_str::<String>(claimed.get())
+                let mac = serde_json::from_str::<Text<'_>>(claimed.get())
                     .ok()
                     .and_then(|text| self.mac(&text))
                     .ok_or(VerifyError::Malformed(signature))?;
@@ -279,7 +332,7 @@ impl Scheme {
 
     /// Reads `t=<Unix seconds>,v1=<hex>`, in any order, with `v1` once or more. Parts with other names are passed
     /// over: providers announce new schemes in that way.
-    fn timestamped(&self, value: &str) -> Option<Signature> {
+    fn timestamped<'h>(&self, value: &'h str) -> Option<Signature<'h>> {
         let mut signed_at = None;
         let mut macs = Vec::new();
         for part in value.split(',') {
@@ -289,7 +342,7 @@ impl Scheme {
                 "t" => {
                     let digits = value.len() <= 12 && value.bytes().all(|b| b.is_ascii_digit());
                     let seconds = value.parse().ok().filter(|_| digits)?;
-                    signed_at = Some((seconds, value.to_owned()));
+                    signed_at = Some((seconds, value));
                 }
                 "v1" if macs.len() == MAX_SIGNATURES => return None,
                 "v1" => macs.push(self.mac(value)?),
@@ -300,10 +353,10 @@ impl Scheme {
     }
 
     /// A MAC from hex of the right length.
-    fn mac(&self, text: &str) -> Option<Vec<u8>> {
-        hex::decode(text)
-            .ok()
-            .filter(|mac| mac.len() == self.hash.size_bytes())
+    fn mac(&self, text: &str) -> Option<ClaimedMac> {
+        let (mut bytes, len) = ([0; Hash::MAX_BYTES], self.hash.size_bytes());
+        hex::decode_to_slice(text, &mut bytes[..len]).ok()?;
+        Some(ClaimedMac { bytes, len })
     }
 
     /// The bytes that are signed, without the time, which changes with each attempt.
@@ -320,11 +373,10 @@ impl Scheme {
         }
     }
 
-    fn key<'s>(&self, secret: &'s Secret) -> HmacKey<'s> {
-        let value = secret.value.expose_secret();
+    fn hmacs<'s>(&self, secret: &'s Secret) -> &'s Hmacs {
         match self.key {
-            Key::Text => HmacKey::Text(value),
-            Key::Sha256Hex => HmacKey::Derived(hex::encode(sha256(value)).into_bytes().into()),
+            Key::Text => &secret.value.of_text,
+            Key::Sha256Hex => &secret.value.of_sha256_hex,
         }
     }
 
@@ -340,22 +392,22 @@ impl Scheme {
     ) -> Result<RawWebhook, VerifyError> {
         let signed = self.signed(&body)?;
         let mut headers = Headers::default();
-        let key = self.key(secret);
+        let hmacs = self.hmacs(secret);
         let payload = match self.recipe {
             Recipe::Body { header, prefixes } => {
                 let prefix = prefixes.first().copied().unwrap_or_default();
-                let mac = self.hash.hex(&key, None, &signed);
+                let mac = self.hash.hex(hmacs, None, &signed);
                 headers.push(header, format!("{prefix}{mac}"));
                 body
             }
             Recipe::TimestampedBody { header } => {
                 let t = now.as_second().to_string();
-                let mac = self.hash.hex(&key, Some(&t), &signed);
+                let mac = self.hash.hex(hmacs, Some(&t), &signed);
                 headers.push(header, format!("t={t},v1={mac}"));
                 body
             }
             Recipe::Member { signature, .. } => {
-                let mac = self.hash.hex(&key, None, &signed);
+                let mac = self.hash.hex(hmacs, None, &signed);
                 json::with_member(&body, signature, &mac).ok_or(VerifyError::NothingSigned)?
             }
         };
@@ -383,22 +435,10 @@ fn signature_header<'h>(headers: &'h Headers, name: &'static str) -> Result<&'h 
     Ok(value.trim())
 }
 
-/// A key as the HMAC takes it.
-enum HmacKey<'s> {
-    Text(&'s [u8]),
-    Derived(SecretSlice<u8>),
-}
-
-impl HmacKey<'_> {
-    fn expose(&self) -> &[u8] {
-        match self {
-            Self::Text(text) => text,
-            Self::Derived(key) => key.expose_secret(),
-        }
-    }
-}
-
 impl Hash {
+    /// The size of the largest.
+    const MAX_BYTES: usize = 32;
+
     fn size_bytes(self) -> usize {
         match self {
             Self::Sha1 => 20,
@@ -409,52 +449,70 @@ impl Hash {
     /// Whether one of the MACs is that of `<prefix>.<message>`. Constant time in the MACs.
     fn matches(
         self,
-        key: &HmacKey<'_>,
+        hmacs: &Hmacs,
         prefix: Option<&str>,
         message: &[u8],
-        macs: &[Vec<u8>],
+        macs: &[ClaimedMac],
     ) -> bool {
         match self {
-            Self::Sha1 => matches_any(hmac::<Hmac<Sha1>>(key, prefix, message), macs),
-            Self::Sha256 => matches_any(hmac::<Hmac<Sha256>>(key, prefix, message), macs),
+            Self::Sha1 => matches_any(&hmacs.sha1, prefix, message, macs),
+            Self::Sha256 => matches_any(&hmacs.sha256, prefix, message, macs),
         }
     }
 
     /// The MAC of `<prefix>.<message>`, in lower-case hex.
-    fn hex(self, key: &HmacKey<'_>, prefix: Option<&str>, message: &[u8]) -> String {
+    fn hex(self, hmacs: &Hmacs, prefix: Option<&str>, message: &[u8]) -> String {
         match self {
-            Self::Sha1 => hex::encode(
-                hmac::<Hmac<Sha1>>(key, prefix, message)
-                    .finalize()
-                    .as_bytes(),
-            ),
-            Self::Sha256 => hex::encode(
-                hmac::<Hmac<Sha256>>(key, prefix, message)
-                    .finalize()
-                    .as_bytes(),
-            ),
+            Self::Sha1 => hex::encode(mac(&hmacs.sha1, prefix, message).as_bytes()),
+            Self::Sha256 => hex::encode(mac(&hmacs.sha256, prefix, message).as_bytes()),
         }
     }
 }
 
-fn hmac<M: Mac + KeyInit>(key: &HmacKey<'_>, prefix: Option<&str>, message: &[u8]) -> M {
-    let mut mac =
-        <M as KeyInit>::new_from_slice(key.expose()).expect("HMAC takes a key of any length");
+fn mac<M: Mac + Clone>(hmac: &M, prefix: Option<&str>, message: &[u8]) -> CtOutput<M> {
+    let mut hmac = hmac.clone();
     if let Some(prefix) = prefix {
-        mac.update(prefix.as_bytes());
-        mac.update(b".");
+        hmac.update(prefix.as_bytes());
+        hmac.update(b".");
     }
-    mac.update(message);
-    mac
+    hmac.update(message);
+    hmac.finalize()
 }
 
-fn matches_any<M: Mac + Clone>(mac: M, candidates: &[Vec<u8>]) -> bool {
+fn matches_any<M: Mac + Clone>(
+    hmac: &M,
+    prefix: Option<&str>,
+    message: &[u8],
+    candidates: &[ClaimedMac],
+) -> bool {
+    let mac = mac(hmac, prefix, message);
     candidates
         .iter()
-        .any(|candidate| mac.clone().verify_slice(candidate).is_ok())
+        .any(|candidate| verify_slices_are_equal(mac.as_bytes(), candidate.as_bytes()).is_ok())
 }
 
 /// The SHA-256 of some bytes.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::ZeroizeOnDrop;
+
+    use super::*;
+
+    #[test]
+    fn what_could_sign_in_the_place_of_a_secret_is_wiped_and_not_shown() {
+        fn wiped<T: ZeroizeOnDrop>() {}
+        // What an HMAC is made of.
+        wiped::<Sha1>();
+        wiped::<Sha256>();
+        let secret = Secret::new("id".to_owned(), b"the value".to_vec());
+        let shown = format!("{secret:?}");
+        assert!(
+            shown.contains("redacted") && !shown.contains("Hmac"),
+            "{shown}"
+        );
+    }
 }
