@@ -35,24 +35,84 @@ pub(crate) fn unverified(
     webhook: &RawWebhook,
     received_at: ProtoTimestamp,
 ) -> Delivery {
-    let of_webhook = |name: &str| !HOP_HEADERS.iter().any(|hop| hop.eq_ignore_ascii_case(name));
     Delivery {
-        provider: source.provider.name().to_owned(),
-        account: source.account.clone(),
-        received_at: Some(received_at),
-        payload: webhook.payload.clone(),
-        headers: webhook
-            .headers
-            .iter()
-            .filter(|(name, _)| of_webhook(name))
+        headers: headers(webhook)
             .map(|(name, value)| Header {
                 name: name.to_owned(),
                 value: value.to_owned(),
             })
             .collect(),
-        signature_scheme: String::new(),
-        secret_id: String::new(),
+        ..body(source, webhook, received_at)
     }
+}
+
+/// The evidence of a genuine webhook, encoded as [`genuine`] is. The headers, of which there are many, are written from where
+/// they lie.
+pub(crate) fn encode(
+    source: &Source,
+    webhook: &VerifiedWebhook,
+    received_at: ProtoTimestamp,
+) -> Bytes {
+    let before = body(source, webhook.raw(), received_at);
+    let after = Delivery {
+        signature_scheme: webhook.scheme().name.to_owned(),
+        secret_id: webhook.secret_id().to_owned(),
+        ..Default::default()
+    };
+    let field_len = |field: &str| match field.len() {
+        0 => 0,
+        len => 1 + prost::length_delimiter_len(len) + len,
+    };
+    let header_len = |(name, value)| field_len(name) + field_len(value);
+    let headers_len: usize = headers(webhook.raw())
+        .map(header_len)
+        .map(|len| 1 + prost::length_delimiter_len(len) + len)
+        .sum();
+
+    let len = before.encoded_len() + headers_len + after.encoded_len();
+    let mut out = Vec::with_capacity(len);
+    before.encode_raw(&mut out);
+    for header in headers(webhook.raw()) {
+        put_key(HEADERS, header_len(header), &mut out);
+        for (field, text) in [(NAME, header.0), (VALUE, header.1)] {
+            if !text.is_empty() {
+                put_key(field, text.len(), &mut out);
+                out.extend_from_slice(text.as_bytes());
+            }
+        }
+    }
+    after.encode_raw(&mut out);
+    out.into()
+}
+
+/// The numbers of `Delivery.headers`, `Header.name` and `Header.value`.
+const HEADERS: u8 = 5;
+const NAME: u8 = 1;
+const VALUE: u8 = 2;
+
+/// Begins a field that is as long as this.
+fn put_key(field: u8, len: usize, out: &mut Vec<u8>) {
+    const LENGTH_DELIMITED: u8 = 2;
+    out.push(field << 3 | LENGTH_DELIMITED);
+    prost::encode_length_delimiter(len, out).expect("a vector grows as it must");
+}
+
+/// A delivery without headers and without what proved it.
+fn body(source: &Source, webhook: &RawWebhook, received_at: ProtoTimestamp) -> Delivery {
+    Delivery {
+        provider: source.provider.name().to_owned(),
+        account: source.account.clone(),
+        received_at: Some(received_at),
+        payload: webhook.payload.clone(),
+        ..Default::default()
+    }
+}
+
+/// The headers that belong to a webhook.
+fn headers(webhook: &RawWebhook) -> impl Iterator<Item = (&str, &str)> {
+    let of_hop = |name: &str| HOP_HEADERS.iter().any(|hop| hop.eq_ignore_ascii_case(name));
+    let headers = webhook.headers.iter();
+    headers.filter(move |(name, _)| !of_hop(name))
 }
 
 /// The SHA-256 of everything that was delivered, so that whoever changes one byte of payload or headers gets another.

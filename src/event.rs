@@ -8,8 +8,9 @@ use bytes::{Bytes, BytesMut};
 use prost::{Message, Name};
 use prost_reflect::{DynamicMessage, SerializeOptions};
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use uuid::{Uuid, uuid};
+use uuid::{Builder, Uuid, uuid};
 
 use crate::proto::{
     self, PersonalData, QuarantineReason, VerificationEvent, verification_event::Detail,
@@ -101,8 +102,15 @@ impl Name5 {
         self.0.extend_from_slice(part);
     }
 
+    /// The UUIDv5 of the name, by a SHA-1 that uses what the processor has for it. The one of `uuid` does not.
     fn uuid(&self, namespace: &Uuid) -> Uuid {
-        Uuid::new_v5(namespace, &self.0)
+        let sha1: [u8; 20] = Sha1::new()
+            .chain_update(namespace)
+            .chain_update(&self.0)
+            .finalize()
+            .into();
+        let (first, _) = sha1.split_first_chunk().expect("20 bytes begin with 16");
+        Builder::from_sha1_bytes(*first).into_uuid()
     }
 }
 
@@ -129,18 +137,17 @@ pub fn key_of_verification(provider: &str, account: &str, verification_id: &str)
 /// What tells apart, for the log, whom the events of all providers and accounts are about: all three ids by which a subject can
 /// be known. Events that differ in one of them are erased apart. An event without any id is about nobody else's subject.
 pub fn subject_key(event: &VerificationEvent) -> [u8; 32] {
-    let source = event.source.clone().unwrap_or_default();
-    let subject = event.subject.clone().unwrap_or_default();
+    let source = event.source.as_ref();
+    let (provider, account) = source.map_or(("", ""), |s| (&s.provider, &s.account));
+    let subject = event.subject.as_ref();
+    let (subject_id, external_id) =
+        subject.map_or(("", ""), |s| (&s.provider_subject_id, &s.external_id));
     let verification_id = match &event.detail {
         Some(Detail::Verification(verification)) => verification.verification_id.as_str(),
         _ => "",
     };
-    let ids = [
-        subject.provider_subject_id.as_str(),
-        &subject.external_id,
-        verification_id,
-    ];
-    let mut name = Name5::new(&source.provider, &source.account);
+    let ids = [subject_id, external_id, verification_id];
+    let mut name = Name5::new(provider, account);
     for id in ids {
         name.push(id.as_bytes());
     }
@@ -320,4 +327,19 @@ fn json<M: Message + Name>(message: &M, formatter: impl Formatter) -> Result<Str
     let options = SerializeOptions::new().use_proto_field_name(true);
     dynamic.serialize_with_options(&mut serializer, &options)?;
     Ok(String::from_utf8(out).expect("serde_json writes UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uuid_of_a_name_is_its_uuid_v5() {
+        let mut name = Name5::new("provider", "account");
+        name.push(b"part");
+        assert_eq!(
+            name.uuid(&EVENT_NAMESPACE),
+            Uuid::new_v5(&EVENT_NAMESPACE, &name.0)
+        );
+    }
 }

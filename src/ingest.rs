@@ -23,9 +23,8 @@ use crate::{
         VerificationEvent,
     },
     provider::{
-        Normalized, NormalizedEvent, RawWebhook, VerifiedWebhook,
-        jwe::JweError,
-        signature::{self, VerifyError},
+        Normalized, NormalizedEvent, RawWebhook, VerifiedWebhook, jwe::JweError,
+        signature::VerifyError,
     },
     source::Source,
     telemetry::metrics::{Metrics, Step, UNKNOWN},
@@ -108,10 +107,13 @@ impl Doubt {
 }
 
 /// How and when a webhook came in.
-pub(crate) struct Receipt {
-    pub(crate) received_at: ProtoTimestamp,
-    pub(crate) trace: Option<TraceContext>,
-    pub(crate) origin: Origin,
+pub struct Receipt {
+    /// When it was received.
+    pub received_at: ProtoTimestamp,
+    /// The trace in which it came.
+    pub trace: Option<TraceContext>,
+    /// How its event comes to be appended now.
+    pub origin: Origin,
 }
 
 /// When a webhook was received.
@@ -399,8 +401,8 @@ pub(crate) async fn open(
     })
 }
 
-/// Adds to an event what its adapter does not know.
-fn complete(
+/// Adds to an event what its adapter does not know, and encodes it as the log takes it.
+pub fn complete(
     source: &Source,
     webhook: &VerifiedWebhook,
     normalized: NormalizedEvent,
@@ -428,9 +430,7 @@ fn complete(
         received_at,
         origin,
         encoded: event::encode(event),
-        delivery: delivery::genuine(source, webhook, received_at)
-            .encode_to_vec()
-            .into(),
+        delivery: delivery::encode(source, webhook, received_at),
     }
 }
 
@@ -453,7 +453,7 @@ pub fn describe(
             provider: source.provider.name().to_owned(),
             account: source.account.clone(),
             environment: environment.into(),
-            payload_sha256: hex::encode(signature::sha256(&webhook.raw().payload)),
+            payload_sha256: hex(webhook.payload_sha256()),
             signature_scheme: webhook.scheme().name.to_owned(),
             secret_id: webhook.secret_id().to_owned(),
             ..told
@@ -461,6 +461,13 @@ pub fn describe(
         normalizer_version: NORMALIZER_VERSION.to_owned(),
         ..event
     }
+}
+
+/// A hash in hex, not character by character as `hex::encode` writes it.
+fn hex(sha256: &[u8; 32]) -> String {
+    let mut text = vec![0; 64];
+    hex::encode_to_slice(sha256, &mut text).expect("a byte takes two digits");
+    String::from_utf8(text).expect("hex is ASCII")
 }
 
 /// A time as the rest of the program has it. `None` for one that no clock shows.

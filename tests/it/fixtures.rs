@@ -5,9 +5,13 @@
 
 use std::{collections::BTreeSet, fs};
 
+use bytes::Bytes;
+use prost::Message;
 use verdict::{
     event::{self, IdempotencyKey},
-    ingest,
+    ingest::{self, Receipt},
+    log::Origin,
+    proto::{Delivery, Header},
     provider::{Normalized, RawWebhook},
     source::Source,
 };
@@ -63,6 +67,57 @@ fn every_fixture_becomes_what_its_snapshot_says() {
         settings.set_omit_expression(true);
         settings.bind(|| insta::assert_snapshot!(case, outcome(&source, webhook)));
     }
+}
+
+/// What is stored of a genuine webhook, if it becomes an event.
+fn stored(source: &Source, webhook: RawWebhook) -> Option<Bytes> {
+    let webhook = source.verify(webhook, now()).expect("a fixture is genuine");
+    let Ok(Normalized::Event(normalized)) = source.normalize(&webhook) else {
+        return None;
+    };
+    let receipt = Receipt {
+        received_at: ingest::proto_timestamp(now()),
+        trace: None,
+        origin: Origin::Received,
+    };
+    Some(ingest::complete(source, &webhook, *normalized, receipt).delivery)
+}
+
+#[test]
+fn what_is_stored_is_the_delivery_without_the_headers_of_the_hop() {
+    let mut seen = 0;
+    for Fixture {
+        provider,
+        mut webhook,
+        ..
+    } in fixtures()
+    {
+        let source = fixture_source(provider.name());
+        webhook.headers.push("X-Empty", "");
+        webhook.headers.push("X-Long", "y".repeat(200));
+        let header = |(name, value): (&str, &str)| Header {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        };
+        let headers: Vec<Header> = webhook.headers.iter().map(header).collect();
+        webhook.headers.push("Cookie", "of the hop");
+        webhook.headers.push("authorization", "of the hop");
+        let payload = webhook.payload.clone();
+        let Some(stored) = stored(&source, webhook) else {
+            continue;
+        };
+        let delivery = Delivery::decode(stored.clone()).unwrap();
+        assert_eq!(delivery.encode_to_vec(), stored);
+        assert_eq!((&delivery.headers, &delivery.payload), (&headers, &payload));
+        assert_eq!(
+            (&*delivery.provider, &*delivery.account),
+            (provider.name(), "default")
+        );
+        assert_eq!(delivery.received_at, Some(ingest::proto_timestamp(now())));
+        assert!(!delivery.signature_scheme.is_empty() && !delivery.secret_id.is_empty());
+        seen += 1;
+    }
+    assert!(seen > 50, "{seen} fixtures become events");
 }
 
 #[test]
