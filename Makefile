@@ -1,6 +1,6 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs, but for openssl, which the tests run.
 
-.PHONY: test history crash soak fuzz timing check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check bench audit sbom
+.PHONY: test history crash soak fuzz timing bench bench-parts check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom
 
 test:
 	cargo test --locked
@@ -30,6 +30,10 @@ fuzz:
 timing: export VERDICT_TIMING_SAMPLES ?= 1000000
 timing:
 	cargo test --locked --release --test it timing:: -- --nocapture --test-threads=1
+
+# The pure parts of the way of a webhook, and what they cost next to the least that anybody can do.
+bench-parts:
+	cargo bench --locked --bench parts
 
 check: lint test
 
