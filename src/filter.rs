@@ -1,17 +1,13 @@
 //! Which events a subscriber wants.
 
-use std::collections::HashSet;
-
-use bytes::Bytes;
-use prost::Message;
+use std::{borrow::Borrow, collections::HashSet, hash::Hash};
 
 use crate::{
     caller::Reach,
-    proto::{
-        Environment, EventFilter, EventKind, Finality, Outcome, VerificationEvent,
-        verification_event::Detail,
-    },
+    proto::{Environment, EventFilter, EventKind, Finality, Outcome},
+    wire::{Fields, Value},
 };
+use bytes::Bytes;
 
 /// Which events to send. An empty set means all.
 #[derive(Clone, Debug)]
@@ -126,49 +122,131 @@ impl Filter {
         if self.everything {
             return true;
         }
-        match VerificationEvent::decode(event.clone()) {
-            Ok(event) => self.matches_event(&event),
-            // We encoded it ourselves. Were it unreadable all the same, whoever may see everything should see that.
-            Err(_) => self.reach == Reach::Everything,
-        }
+        // We encoded it ourselves. Were it unreadable all the same, whoever may see everything should see that.
+        self.matches_event(event)
+            .unwrap_or(self.reach == Reach::Everything)
     }
 
-    fn matches_event(&self, event: &VerificationEvent) -> bool {
-        let source = event.source.clone().unwrap_or_default();
-        let subject = event.subject.clone().unwrap_or_default();
-        let (kind, verification) = match &event.detail {
-            Some(Detail::Verification(verification)) => {
-                (EventKind::Verification, Some(verification))
-            }
-            Some(Detail::SubjectChange(_)) => (EventKind::SubjectChange, None),
-            Some(Detail::CredentialShare(_)) => (EventKind::CredentialShare, None),
-            None => (EventKind::Unspecified, None),
-        };
-        let outcome = verification.map(|verification| verification.outcome);
-        let verification_id = verification.map(|verification| &verification.verification_id);
-        let is_final = verification.is_some_and(|v| v.finality() == Finality::Final);
-        self.reach.covers(&source.provider, &source.account)
-            && wants(&self.providers, Some(&source.provider))
-            && wants(&self.accounts, Some(&source.account))
-            && wants(&self.environments, Some(&source.environment))
-            && wants(&self.kinds, Some(&kind.into()))
-            && wants(&self.outcomes, outcome.as_ref())
-            && wants(&self.subject_ids, Some(&subject.provider_subject_id))
-            && wants(&self.external_ids, Some(&subject.external_id))
-            && wants(&self.verification_ids, verification_id)
-            && (is_final || !self.final_only)
+    /// `None` for an event that cannot be read.
+    fn matches_event(&self, event: &[u8]) -> Option<bool> {
+        let event = FilteredEvent::read(event)?;
+        let verification = event.verification.as_ref();
+        let is_final = verification.is_some_and(|v| v.finality == i32::from(Finality::Final));
+        let matches = self.reach.covers(event.provider, event.account)
+            && wants(&self.providers, Some(event.provider))
+            && wants(&self.accounts, Some(event.account))
+            && wants(&self.environments, Some(&event.environment))
+            && wants(&self.kinds, Some(&event.kind.into()))
+            && wants(&self.outcomes, verification.map(|v| &v.outcome))
+            && wants(&self.subject_ids, Some(event.subject_id))
+            && wants(&self.external_ids, Some(event.external_id))
+            && wants(&self.verification_ids, verification.map(|v| v.id))
+            && (is_final || !self.final_only);
+        Some(matches)
     }
 }
 
+/// What filters ask for, of a [`VerificationEvent`](crate::proto::VerificationEvent): parts of the encoded event, so that
+/// nothing is copied for one that is passed over.
+#[derive(Default)]
+struct FilteredEvent<'a> {
+    provider: &'a str,
+    account: &'a str,
+    environment: i32,
+    kind: EventKind,
+    subject_id: &'a str,
+    external_id: &'a str,
+    verification: Option<FilteredVerification<'a>>,
+}
+
+#[derive(Default)]
+struct FilteredVerification<'a> {
+    id: &'a str,
+    outcome: i32,
+    finality: i32,
+}
+
+impl<'a> FilteredEvent<'a> {
+    /// `None` if it cannot be read.
+    fn read(event: &'a [u8]) -> Option<Self> {
+        let mut read = Self::default();
+        for field in Fields(event) {
+            match field? {
+                (2, Value::Bytes(source)) => read.read_source(source)?,
+                (5, Value::Bytes(subject)) => read.read_subject(subject)?,
+                (6, Value::Bytes(verification)) => {
+                    read.kind = EventKind::Verification;
+                    read.verification = Some(FilteredVerification::read(verification)?);
+                }
+                (7, Value::Bytes(_)) => read.kind = EventKind::SubjectChange,
+                (8, Value::Bytes(_)) => read.kind = EventKind::CredentialShare,
+                _ => {}
+            }
+        }
+        Some(read)
+    }
+
+    fn read_source(&mut self, source: &'a [u8]) -> Option<()> {
+        for field in Fields(source) {
+            match field? {
+                (1, Value::Bytes(provider)) => self.provider = text(provider)?,
+                (2, Value::Bytes(account)) => self.account = text(account)?,
+                (3, Value::Number(environment)) => self.environment = environment as i32,
+                _ => {}
+            }
+        }
+        Some(())
+    }
+
+    fn read_subject(&mut self, subject: &'a [u8]) -> Option<()> {
+        for field in Fields(subject) {
+            match field? {
+                (1, Value::Bytes(id)) => self.subject_id = text(id)?,
+                (2, Value::Bytes(id)) => self.external_id = text(id)?,
+                _ => {}
+            }
+        }
+        Some(())
+    }
+}
+
+impl<'a> FilteredVerification<'a> {
+    fn read(verification: &'a [u8]) -> Option<Self> {
+        let mut read = Self::default();
+        for field in Fields(verification) {
+            match field? {
+                (1, Value::Bytes(id)) => read.id = text(id)?,
+                (3, Value::Number(outcome)) => read.outcome = outcome as i32,
+                (5, Value::Number(finality)) => read.finality = finality as i32,
+                _ => {}
+            }
+        }
+        Some(read)
+    }
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
 /// An empty set wants every value, even none.
-fn wants<T: Eq + std::hash::Hash>(wanted: &HashSet<T>, value: Option<&T>) -> bool {
+fn wants<T, V>(wanted: &HashSet<T>, value: Option<&V>) -> bool
+where
+    T: Eq + Hash + Borrow<V>,
+    V: Eq + Hash + ?Sized,
+{
     wanted.is_empty() || value.is_some_and(|value| wanted.contains(value))
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
-    use crate::proto::{Source, Subject, SubjectChange, Verification};
+    use crate::proto::{
+        CredentialShare, Source, Subject, SubjectChange, Verification, VerificationEvent,
+        verification_event::Detail,
+    };
 
     fn event(number: u8, finality: Finality) -> VerificationEvent {
         let outcome = if number == 1 {
@@ -206,6 +284,21 @@ mod tests {
     fn matches(filter: &EventFilter, event: &VerificationEvent) -> bool {
         let filter = Filter::try_from(filter.clone()).unwrap();
         filter.matches(&event.encode_to_vec().into())
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_seen_by_who_may_see_everything() {
+        let filter = EventFilter {
+            final_only: true,
+            ..Default::default()
+        };
+        let filter = Filter::try_from(filter).unwrap();
+        let limited = filter.clone().within(&Reach::Nothing);
+        // A field that is cut off, and a provider that is no text.
+        for event in [&b"\x12\x05"[..], b"\x12\x03\x0a\x01\xff"] {
+            let event = Bytes::copy_from_slice(event);
+            assert!(filter.matches(&event) && !limited.matches(&event));
+        }
     }
 
     #[test]
@@ -272,6 +365,20 @@ mod tests {
             ..empty()
         };
         assert!(matches(&kinds, &wanted) && !matches(&kinds, &change));
+        let share = VerificationEvent {
+            detail: Some(Detail::CredentialShare(CredentialShare::default())),
+            ..event(1, Finality::Final)
+        };
+        for (kind, one, others) in [
+            (EventKind::SubjectChange, &change, [&wanted, &share]),
+            (EventKind::CredentialShare, &share, [&wanted, &change]),
+        ] {
+            let kinds = EventFilter {
+                kinds: vec![kind.into()],
+                ..empty()
+            };
+            assert!(matches(&kinds, one) && others.iter().all(|other| !matches(&kinds, other)));
+        }
 
         // Fields are combined with AND, the values of one with OR.
         let both = EventFilter {

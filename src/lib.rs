@@ -5,6 +5,7 @@
 //!
 //! - [`proto`]: the generated code of package `verdict.v1`, the vocabulary of all that follows.
 //! - [`event`]: the ids, the encoding and the JSON of events.
+//! - `wire`: the fields of an encoded message, without decoding it.
 //! - [`error`]: the reasons that callers can be given.
 //! - [`caller`]: who calls, and what they may do.
 //! - [`audit`]: who has done what.
@@ -56,3 +57,4 @@ pub mod source;
 pub mod subscription;
 pub mod telemetry;
 pub mod transport;
+mod wire;

@@ -1,7 +1,7 @@
 //! A subscription: a position in, a stream out. It catches up from the log, then follows the tail.
 //!
-//! It is pulled, never pushed: nothing is read before the subscriber takes what was read before. So a slow subscriber
-//! costs [`READ_LIMIT`] and no more, and is late, never short.
+//! It is pulled, never pushed: one read ahead at most of what the subscriber takes. So a slow subscriber costs twice
+//! [`READ_LIMIT`] and no more, and is late, never short.
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
@@ -9,8 +9,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::{
     sync::watch,
-    task,
-    time::{self, Interval, MissedTickBehavior},
+    task::{self, JoinHandle},
+    time::{self, Instant, Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,9 +21,9 @@ use crate::{
     log::{EventLog, Position, ReadError, ReadLimit, StoredEvent},
 };
 
-/// What one subscriber may hold in memory: this many events, or the last event that exceeds this many bytes.
+/// What is read at once for a subscriber: this many events, or the last event that exceeds this many bytes.
 pub const READ_LIMIT: ReadLimit = ReadLimit {
-    records: 256,
+    records: 512,
     bytes: 256 << 10,
 };
 
@@ -110,6 +110,10 @@ pub struct Subscription {
     may_move: bool,
     /// Read, and not sent yet.
     pending: VecDeque<StoredEvent>,
+    /// What comes after that, when it comes from the log itself.
+    ahead: Option<ReadAhead>,
+    /// When the subscription last looked after anything but events.
+    looked_around: Instant,
     /// Whether the subscriber was told that it has caught up, and has not fallen behind since.
     live: bool,
     stop_at: Option<Position>,
@@ -118,6 +122,21 @@ pub struct Subscription {
     draining: CancellationToken,
     state: State,
 }
+
+/// A read of the log that goes on while the subscriber takes what was read before.
+struct ReadAhead {
+    after: Position,
+    events: JoinHandle<Result<Vec<StoredEvent>, ReadError>>,
+}
+
+impl Drop for ReadAhead {
+    fn drop(&mut self) {
+        self.events.abort();
+    }
+}
+
+/// How often to look after anything but events: not with each of a million events a second.
+const LOOK_AROUND: Duration = Duration::from_millis(1);
 
 /// How far the stream has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -142,8 +161,8 @@ pub enum EndError {
 impl Subscription {
     /// Starts a stream. `draining` is cancelled when the server shuts down.
     pub fn new(log: Arc<dyn EventLog>, options: Options, draining: CancellationToken) -> Self {
-        let first = time::Instant::now() + options.heartbeat;
-        let mut heartbeat = time::interval_at(first, options.heartbeat);
+        let now = Instant::now();
+        let mut heartbeat = time::interval_at(now + options.heartbeat, options.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop_at = options.stop_when_caught_up.then(|| log.tail().end());
         Self {
@@ -154,6 +173,8 @@ impl Subscription {
             position: options.after,
             may_move: options.may_move,
             pending: VecDeque::new(),
+            ahead: None,
+            looked_around: now,
             live: false,
             stop_at,
             heartbeat,
@@ -193,11 +214,8 @@ impl Subscription {
 
     async fn next_message(&mut self) -> Result<Message, ReadError> {
         loop {
-            if self.draining.is_cancelled() {
-                return Ok(Message::Draining);
-            }
-            if self.heartbeat.tick().now_or_never().is_some() {
-                return Ok(Message::Heartbeat);
+            if let Some(message) = self.look_around() {
+                return Ok(message);
             }
             if self.stop_at.is_some_and(|stop| self.position >= stop) {
                 return Ok(Message::CaughtUp);
@@ -235,6 +253,20 @@ impl Subscription {
         }
     }
 
+    /// What is to be said whether there are events or not.
+    fn look_around(&mut self) -> Option<Message> {
+        let now = Instant::now();
+        if !self.pending.is_empty() && now < self.looked_around + LOOK_AROUND {
+            return None;
+        }
+        self.looked_around = now;
+        if self.draining.is_cancelled() {
+            return Some(Message::Draining);
+        }
+        let tick = self.heartbeat.tick().now_or_never();
+        tick.map(|_| Message::Heartbeat)
+    }
+
     /// The next event of what was read that the filter lets pass. Stops where the stream is to stop.
     async fn next_pending(&mut self) -> Result<Option<Bytes>, ReadError> {
         while let Some(event) = self.pending.pop_front() {
@@ -250,16 +282,39 @@ impl Subscription {
         Ok(None)
     }
 
-    async fn read_log(&self) -> Result<Vec<StoredEvent>, ReadError> {
-        let events = self.log.read(self.position, READ_LIMIT).await?;
-        if events.is_empty() {
+    async fn read_log(&mut self) -> Result<Vec<StoredEvent>, ReadError> {
+        let ahead = self
+            .ahead
+            .take()
+            .filter(|ahead| ahead.after == self.position);
+        let read = match ahead {
+            Some(mut ahead) => match (&mut ahead.events).await {
+                Ok(read) => read,
+                Err(error) => Err(ReadError::Unavailable(error.to_string())),
+            },
+            None => self.log.read(self.position, READ_LIMIT).await,
+        };
+        let events = read?;
+        let Some(last) = events.last() else {
             // The tail no longer holds what comes next, so the log must.
             return Err(ReadError::Damaged {
                 position: Position(self.position.0 + 1),
                 place: "the log ends before its newest events".to_owned(),
             });
-        }
+        };
+        self.read_ahead(last.position);
         Ok(events)
+    }
+
+    /// Begins to read what comes after this place, unless the tail has it by now.
+    fn read_ahead(&mut self, after: Position) {
+        let is_last = self.stop_at.is_some_and(|stop| after >= stop);
+        if is_last || self.log.tail().holds(after) {
+            return;
+        }
+        let log = Arc::clone(&self.log);
+        let events = tokio::spawn(async move { log.read(after, READ_LIMIT).await });
+        self.ahead = Some(ReadAhead { after, events });
     }
 
     /// Waits until there may be something to send. Returns whether that is a heartbeat: a tick that has been taken does not

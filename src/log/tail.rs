@@ -62,6 +62,12 @@ impl Tail {
         Some(events)
     }
 
+    /// Whether the events after a place are here.
+    pub fn holds(&self, after: Position) -> bool {
+        let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
+        after >= ring.floor
+    }
+
     /// Adds events that have become durable, in order, and wakes who waits for them.
     pub(super) fn extend(&self, events: Vec<StoredEvent>) {
         let Some(last) = events.last() else { return };

@@ -21,9 +21,12 @@ use super::{
     seal::Purpose,
     view::{Stored, View, ViewError},
 };
-use crate::log::{
-    EncryptionStats, History, Measures, Position, ReadError, ReadLimit, StoredEvent, Tail,
-    consumers::Consumers, disk::Disk, verification,
+use crate::{
+    log::{
+        EncryptionStats, History, Measures, Position, ReadError, ReadLimit, Sealed, StoredEvent,
+        Tail, consumers::Consumers, disk::Disk, verification,
+    },
+    wire::{Fields, Value},
 };
 
 /// What the writer and the readers share.
@@ -150,22 +153,15 @@ impl Shared {
     ) -> Result<Vec<StoredEvent>, ReadError> {
         let records = (limit.records.max(1) as u64).min(end.0 - after.0);
         let last = Position(after.0 + records);
-        let (mut events, mut size_bytes, mut failed) = (Vec::new(), 0, None);
+        let (mut page, mut failed) = (Page::default(), None);
         let read = self.read_frames(Position(after.0 + 1), last, Parts::Heads, |frame| {
-            match decode(&frame) {
-                Ok(record) => {
-                    let stored = record.stored(Position(frame.number));
-                    size_bytes += stored.size_bytes();
-                    events.push(stored);
-                }
-                Err(error) => failed = Some(error),
-            }
-            failed.is_none() && size_bytes < limit.bytes
+            failed = page.add(&frame).err();
+            failed.is_none() && page.bytes.len() < limit.bytes
         });
         match failed.map_or(read, Err) {
             // What lies before the damage can be read; whoever comes again is told.
-            Err(_) if !events.is_empty() => Ok(events),
-            read => read.map(|()| events),
+            Err(_) if !page.records.is_empty() => Ok(page.events()),
+            read => read.map(|()| page.events()),
         }
     }
 
@@ -213,6 +209,60 @@ impl Shared {
     }
 }
 
+/// Events that are read at once. They are copied into one piece of memory: parts of what the file was read into would keep all
+/// of that, raw deliveries included.
+#[derive(Default)]
+struct Page {
+    bytes: Vec<u8>,
+    records: Vec<PagedRecord>,
+}
+
+/// What of a page is an event.
+struct PagedRecord {
+    position: Position,
+    event_bytes: usize,
+    personal_data_bytes: usize,
+    slot: u32,
+}
+
+impl Page {
+    fn add(&mut self, frame: &Frame) -> Result<(), ReadError> {
+        let (mut event, mut personal_data, mut slot) = (&[][..], &[][..], 0);
+        // An [`EventRecord`], of which subscribers are given no more than this.
+        for field in Fields(&frame.head) {
+            match field.ok_or_else(|| undecodable(frame))? {
+                (1, Value::Bytes(bytes)) => event = bytes,
+                (2, Value::Bytes(bytes)) => personal_data = bytes,
+                (7, Value::Number(number)) => slot = number as u32,
+                _ => {}
+            }
+        }
+        self.bytes.extend_from_slice(event);
+        self.bytes.extend_from_slice(personal_data);
+        self.records.push(PagedRecord {
+            position: Position(frame.number),
+            event_bytes: event.len(),
+            personal_data_bytes: personal_data.len(),
+            slot,
+        });
+        Ok(())
+    }
+
+    fn events(self) -> Vec<StoredEvent> {
+        let mut bytes = Bytes::from(self.bytes.into_boxed_slice());
+        let records = self.records.into_iter();
+        let events = records.map(|record| StoredEvent {
+            position: record.position,
+            event: bytes.split_to(record.event_bytes),
+            personal_data: Sealed {
+                bytes: bytes.split_to(record.personal_data_bytes),
+                slot: record.slot,
+            },
+        });
+        events.collect()
+    }
+}
+
 /// A read that failed.
 pub(super) fn read_error(error: ViewError) -> ReadError {
     match error {
@@ -230,10 +280,12 @@ pub(super) fn damaged(position: Position, place: String) -> ReadError {
 fn decode(frame: &Frame) -> Result<EventRecord, ReadError> {
     // Copied: the head is a part of all that was read at once, and would keep it in memory.
     let head = Bytes::copy_from_slice(&frame.head);
-    EventRecord::decode(head).map_err(|_| {
-        let place = "the record cannot be decoded".to_owned();
-        damaged(Position(frame.number), place)
-    })
+    EventRecord::decode(head).map_err(|_| undecodable(frame))
+}
+
+fn undecodable(frame: &Frame) -> ReadError {
+    let place = "the record cannot be decoded".to_owned();
+    damaged(Position(frame.number), place)
 }
 
 impl From<IndexError> for ReadError {
