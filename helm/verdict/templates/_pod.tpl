@@ -43,7 +43,7 @@ spec:
   topologySpreadConstraints:
     {{- range . }}
     {{- $ours := dict "labelSelector" (dict "matchLabels" (include "verdict.selectorLabels" $ | fromYaml)) }}
-    - {{- toYaml (ternary . (merge $ours .) (hasKey . "labelSelector")) | nindent 6 }}
+    - {{ toYaml (ternary . (merge $ours .) (hasKey . "labelSelector")) | nindent 6 | trim }}
     {{- end }}
   {{- end }}
   {{- with .Values.initContainers }}

@@ -18,6 +18,9 @@ refused by values.schema.json.
 {{- if not .Values.image.repository }}
 image.repository is empty; name the registry and the repository that you have pushed the image of verdict to
 {{- end }}
+{{- if eq .Values.image.tag "latest" }}
+image.tag is latest, which is another image every day; name a version
+{{- end }}
 {{- range .Values.extraEnv }}
 {{- if or (hasPrefix "VERDICT__" .name) (eq .name "VERDICT_CONFIG") }}
 extraEnv has {{ .name }}; the configuration is written in config, so that it is checked and a change restarts the pod
@@ -92,6 +95,9 @@ caller {{ .name }} has certificates, and nobody is asked for any; set grpc.tls.c
 {{- end -}}
 
 {{- define "verdict.validate.sources" -}}
+{{- if not .Values.config.sources }}
+config.sources is empty; say where webhooks come from (README.md, "Install")
+{{- end }}
 {{- $proxied := or .Values.ingress.enabled .Values.httpRoute.enabled -}}
 {{- $trusted := (.Values.config.server | default dict).webhook_trusted_proxies -}}
 {{- range .Values.config.sources }}
