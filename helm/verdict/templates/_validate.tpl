@@ -4,7 +4,7 @@ refused by values.schema.json.
 */ -}}
 {{- define "verdict.validate" -}}
 {{- $wrong := list -}}
-{{- range list "image" "owned" "grpc" "tls" "sources" "files" "encryption" "webhook" "network" "monitoring" "test" -}}
+{{- range list "image" "names" "owned" "grpc" "tls" "sources" "files" "encryption" "webhook" "network" "monitoring" "test" -}}
 {{- range splitList "\n" (include (printf "verdict.validate.%s" .) $) -}}
 {{- with trim . }}{{ $wrong = append $wrong . }}{{ end -}}
 {{- end -}}
@@ -24,6 +24,29 @@ image.tag is latest, which is another image every day; name a version
 {{- range .Values.extraEnv }}
 {{- if or (hasPrefix "VERDICT__" .name) (eq .name "VERDICT_CONFIG") }}
 extraEnv has {{ .name }}; the configuration is written in config, so that it is checked and a change restarts the pod
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Names that would be there twice. */ -}}
+{{- define "verdict.validate.names" -}}
+{{- range $where, $labels := pick .Values "commonLabels" "podLabels" }}
+{{- range $label := list "name" "instance" "component" "version" "managed-by" }}
+{{- if hasKey $labels (printf "app.kubernetes.io/%s" $label) }}
+{{ $where }} has app.kubernetes.io/{{ $label }}, which the chart sets; use nameOverride, or another label
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $seen := list -}}
+{{- range .Values.secrets }}
+{{- if has .name $seen }}
+secrets has two entries with the name {{ .name }}; each is a directory of its own
+{{- end }}
+{{- $seen = append $seen .name -}}
+{{- end }}
+{{- range .Values.extraVolumes }}
+{{- if or (has .name (list "config" "data" "keys" "master-key")) (regexMatch "^(tls|client-ca|secret)-" .name) }}
+extraVolumes has {{ .name }}, which could be a volume of the chart; choose a name that does not begin with tls-, client-ca- or secret-, and is not config, data, keys or master-key
 {{- end }}
 {{- end }}
 {{- end -}}
