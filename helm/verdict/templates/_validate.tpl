@@ -281,6 +281,9 @@ source {{ .provider }}/{{ .account | default "default" }}, which helm test sends
 {{- if and .Values.config.callers (not $credentials) }}
 test.enabled is true, and config.callers says who may call; give the test a caller, by test.token.existingSecret or test.clientCertificate.existingSecret
 {{- end }}
+{{- if and (eq .Values.grpc.tls.clientCertificates "required") (not $test.clientCertificate.existingSecret) }}
+grpc.tls.clientCertificates is required, so the test needs a certificate too: test.clientCertificate.existingSecret
+{{- end }}
 {{- if and $credentials (not .Values.grpc.tls.enabled) }}
 test.token and test.clientCertificate need grpc.tls.enabled: verdict sends no token in plain text
 {{- end }}
