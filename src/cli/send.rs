@@ -10,13 +10,16 @@ use bytes::Bytes;
 
 use super::{
     CliError, ConfigArg,
-    client::{EndpointArg, failure},
+    client::{Connection, EndpointArg, failure},
     output::{self, Format},
 };
 use crate::{
     config::DEFAULT_ACCOUNT,
     http_file,
-    proto::{Header, IngestRequest, IngestStatus, verdict_service_client::VerdictServiceClient},
+    proto::{
+        GetEventRequest, Header, IngestRequest, IngestStatus,
+        verdict_service_client::VerdictServiceClient,
+    },
     provider::{RawWebhook, jwe},
     source::Source,
 };
@@ -51,6 +54,10 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
 
+    /// Read the event back from the server, print it too, and fail if it is not there. Needs the scope subscribe as well.
+    #[arg(long, conflicts_with = "dry_run")]
+    read_back: bool,
+
     /// How to print the answer. The default is a line for people on a terminal and a JSON line in a pipe.
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -75,7 +82,8 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         .map_err(|status| failure(&status))?
         .into_inner();
     let status = response.status();
-    match Format::or_detect(args.format) {
+    let format = Format::or_detect(args.format);
+    match format {
         Format::Json => {
             let json = output::json(&response)?;
             output::print(json);
@@ -90,8 +98,44 @@ pub(super) async fn run(args: Args) -> Result<(), CliError> {
         IngestStatus::Quarantined => Err(CliError::Quarantined(
             "the webhook is genuine, but was not understood; it is in the quarantine".to_owned(),
         )),
+        _ if args.read_back => read_back(&mut client, &args, response.event_id, format).await,
         _ => Ok(()),
     }
+}
+
+/// Reads the event that a webhook has become, and prints it.
+async fn read_back(
+    client: &mut VerdictServiceClient<Connection>,
+    args: &Args,
+    event_id: String,
+    format: Format,
+) -> Result<(), CliError> {
+    if event_id.is_empty() {
+        return Err(CliError::failed(
+            "the webhook has become no event that could be read back",
+        ));
+    }
+    let request = GetEventRequest {
+        event_id: event_id.clone(),
+        include_personal_data: false,
+    };
+    let response = client.get_event(request).await;
+    let response = response.map_err(|status| failure(&status))?.into_inner();
+    let event = response.event.as_ref().filter(|event| {
+        let source = event.source.as_ref();
+        event.event_id == event_id
+            && source.is_some_and(|source| {
+                source.provider == args.provider && source.account == args.account
+            })
+    });
+    let event = event.ok_or_else(|| {
+        CliError::failed(format!("what was read back is not the event {event_id}"))
+    })?;
+    output::print(match format {
+        Format::Json => output::json(&response)?,
+        Format::Table => output::event_row(event),
+    });
+    Ok(())
 }
 
 fn webhook(args: &Args) -> Result<RawWebhook, CliError> {

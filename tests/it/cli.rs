@@ -247,6 +247,39 @@ fn the_demo_shows_every_provider_and_every_outcome() {
 }
 
 #[test]
+fn what_is_sent_is_read_back_if_it_has_become_an_event() {
+    let place = Place::new();
+    let config = place.config();
+    let serving = place.serve();
+    let send = |more: &[&str]| {
+        let mut command = serving.command(&["send", "--provider", "gu1", "--read-back"]);
+        run(command.arg("--config").arg(&config).args(more))
+    };
+    for status in ["INGEST_STATUS_ACCEPTED", "INGEST_STATUS_DUPLICATE"] {
+        let output = send(&["--sample"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let lines: Vec<Value> = stdout(&output)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let [answer, read] = &lines[..] else {
+            panic!("an answer and an event: {lines:?}");
+        };
+        assert_eq!(answer["status"], status);
+        assert_eq!(read["event"]["event_id"], answer["event_id"]);
+        assert_eq!(read["event"]["source"]["provider"], "gu1");
+    }
+
+    let ignored =
+        r#"{"event":"rule.triggered","timestamp":"2026-05-04T12:02:00Z","payload":{"id":"r-1"}}"#;
+    let body = place.path("body.json");
+    fs::write(&body, ignored).unwrap();
+    let output = send(&[body.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert!(stderr(&output).contains("no event that could be read back"));
+}
+
+#[test]
 fn a_webhook_is_sent_tailed_and_still_there_after_a_kill() {
     let place = Place::new();
     let config = place.config();
