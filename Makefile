@@ -1,6 +1,6 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs, but for openssl, which the tests run.
 
-.PHONY: test history crash soak fuzz timing bench bench-parts check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom
+.PHONY: test history crash soak fuzz timing bench bench-parts check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom chart chart-golden chart-apiserver image-check
 
 test:
 	cargo test --locked
@@ -79,6 +79,23 @@ bench: export VERDICT_BENCH_GROWTH ?= 10000000
 bench:
 	cargo bench --locked --bench load > target/benchmarks.md
 	cp target/benchmarks.md docs/benchmarks.md
+
+# The Helm chart: with helm, the schemas of Kubernetes, our own policies, and the server run as each value set has it.
+chart:
+	cargo build --locked
+	scripts/chart
+
+# Writes helm/tests/golden anew, what the chart renders, after a change of the chart.
+chart-golden:
+	scripts/chart golden
+
+# The chart on a real API server, which is built the first time: some minutes.
+chart-apiserver:
+	scripts/chart-apiserver
+
+# What can be looked at of the image without Docker, with the program that it would hold: a release build. Needs root.
+image-check:
+	scripts/image-check
 
 # Known vulnerabilities, from a local clone of the RustSec database: make audit ADVISORY_DB=<its directory>.
 audit:
