@@ -109,6 +109,20 @@ def backends_exist(documents):
 
 
 @policy
+def only_webhooks_come_in(documents):
+    for document in chart.of_kind(documents, "Ingress", "HTTPRoute"):
+        for rule in document["spec"]["rules"]:
+            paths = [path["path"] for path in rule.get("http", {}).get("paths", [])]
+            paths += [match["path"]["value"] for match in rule.get("matches", [])]
+            if paths != ["/webhooks"]:
+                yield f"{chart.name(document)}: leads {paths} to verdict, which takes webhooks at /webhooks"
+    for document in chart.of_kind(documents, "Service"):
+        ports = {port.get("targetPort") for port in document["spec"]["ports"]}
+        if "ops" in ports and (len(ports) > 1 or document["spec"].get("type", "ClusterIP") != "ClusterIP"):
+            yield f"{chart.name(document)}: shows the metrics to whom it shows more"
+
+
+@policy
 def monitors_find_a_service(documents):
     for monitor in chart.of_kind(documents, "ServiceMonitor"):
         wanted = monitor["spec"]["selector"]["matchLabels"].items()

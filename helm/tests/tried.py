@@ -1,9 +1,11 @@
 """That what must be refused is refused: values, by the chart, and documents, by the policies. And that upgrades are not."""
 
 import copy
+import json
 import pathlib
 import shutil
 import tempfile
+import tomllib
 
 import yaml
 
@@ -110,3 +112,20 @@ def upgrade_fails():
     pod = lambda documents: chart.server(documents)[0]["spec"]["template"]
     if chart.configuration(plain) == chart.configuration(other) or pod(plain) == pod(other):
         yield "a change of the configuration does not restart the server"
+
+
+def forgotten_keys(schema=None, table=None, path="config"):
+    """The keys of src/config.default.toml that values.schema.json does not know, and those that it knows alone."""
+    text = (chart.ROOT / "src/config.default.toml").read_text()
+    if schema is None:
+        schema = json.loads((chart.CHART / "values.schema.json").read_text())["properties"]["config"]
+        table = tomllib.loads(text)
+    known = schema["properties"]
+    for key, value in table.items():
+        if key not in known:
+            yield f"{path}.{key} is not in values.schema.json"
+        elif isinstance(value, dict):
+            yield from forgotten_keys(known[key], value, f"{path}.{key}")
+    for key in known.keys() - table.keys():
+        if key not in text:
+            yield f"{path}.{key} is in values.schema.json, and not in src/config.default.toml"
