@@ -28,7 +28,7 @@ RUN scripts/static chef cook
 COPY . .
 RUN scripts/static build \
     && install -D --target-directory=/image/usr/local/bin target/*/release/verdict \
-    && install -D --target-directory=/image/etc/ssl/certs /etc/ssl/certs/ca-certificates.crt \
+    && install -D --mode=644 --target-directory=/image/etc/ssl/certs /etc/ssl/certs/ca-certificates.crt \
     && mkdir -p /state/verdict
 
 FROM scratch
