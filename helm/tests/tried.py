@@ -129,3 +129,36 @@ def forgotten_keys(schema=None, table=None, path="config"):
     for key in known.keys() - table.keys():
         if key not in text:
             yield f"{path}.{key} is in values.schema.json, and not in src/config.default.toml"
+
+
+# What is hard to write in TOML, or to keep as it is on the way through Helm, in which all numbers are floats.
+HARD = {
+    "server": {"webhook_trusted_proxies": ["10.0.0.0/8", "fd00::/8"], "max_payload_bytes": 1048576, "max_headers": 0},
+    "log": {"segment_bytes": 67108864, "retention": {"events_max_bytes": 2**53 - 1, "events_max_age_seconds": 10**6}},
+    "telemetry": {"otlp": {
+        "endpoint": "https://collector.example:4317",
+        "sample_ratio": 0.0000001,
+        "resource": {"quotes": "\"\"\" ''' \\ \\n", "lines": "a\nb\r\n\tc", "wide": "é 𝄞 \u2028", "control": "\x01\x7f", "html": "<&>",
+                     "a.b": "dotted", "with space": "true", "": "1e3", "\"": "{{ .Values }}", "toml": "]\n[server]\ninsecure = true"},
+    }},
+}
+
+
+def distorted_values():
+    """What is not in the rendered verdict.toml as it was in the values."""
+    values = {"config": HARD, "networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        # JSON, because what is a number to YAML is not the same to Python and to Go. It may hold characters that YAML may not.
+        text = json.dumps(values, ensure_ascii=False)
+        file.write(text.replace("\x7f", "\\x7f").replace("\u2028", "\\u2028"))
+        file.flush()
+        rendered = chart.documents(chart.template("--values", file.name, values=value_set("minimal")))
+    yield from lost(HARD, tomllib.loads(chart.configuration(rendered)), "config")
+
+
+def lost(given, found, path):
+    for key, value in given.items():
+        if isinstance(value, dict) and isinstance(found.get(key), dict):
+            yield from lost(value, found[key], f"{path}.{key}")
+        elif found.get(key) != value or type(found.get(key)) is not type(value):
+            yield f"{path}.{key} is {value!r} in the values, and {found.get(key)!r} in verdict.toml"
