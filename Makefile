@@ -1,6 +1,6 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs, but for openssl, which the tests run.
 
-.PHONY: test history crash soak fuzz timing bench bench-parts check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom chart chart-golden chart-apiserver image-check
+.PHONY: test history crash soak fuzz timing bench bench-parts check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom chart chart-golden chart-apiserver image-check dockerfile
 
 test:
 	cargo test --locked
@@ -37,7 +37,7 @@ bench-parts:
 
 check: lint test
 
-lint: format-check clippy docs deny proto-lint rules
+lint: format-check clippy docs deny proto-lint rules dockerfile
 
 setup:
 	scripts/setup
@@ -64,6 +64,10 @@ rules: export PATH := .tools/prometheus/usr/bin:$(PATH)
 rules:
 	promtool check rules helm/verdict/rules/verdict.yaml
 	promtool test rules helm/verdict/rules/verdict_test.yaml helm/verdict/rules/weeks_test.yaml
+
+# The Dockerfile: hadolint, and that its versions are those of the repository.
+dockerfile:
+	scripts/image-check dockerfile
 
 # Writes the Grafana dashboard of the chart anew, after a change of scripts/dashboard.
 dashboard:
