@@ -64,12 +64,15 @@ class Pod:
                 (self.directory / mount["name"] / path).write_text(self.translate(container, text))
                 if path.endswith(".toml"):
                     config = tomllib.loads(text)
+        self.mount_secrets(container, config)
+        return config
+
+    def mount_secrets(self, container, config):
         secrets = self.cluster.files(config)
         for variable in container.get("env", []):
             self.credential(secrets, variable)
         for path, content in secrets.items():
             self.write_secret(container, path, content)
-        return config
 
     def config_map(self, source):
         if source is None:
@@ -115,10 +118,10 @@ class Pod:
 class Server:
     """The container of the server, running."""
 
-    def __init__(self, documents, cluster, verdict, directory):
+    def __init__(self, documents, cluster, verdict, directory, kind=Pod):
         workload, container = chart.server(documents)
         self.container, self.verdict = container, verdict
-        self.pod = Pod(documents, workload["spec"]["template"]["spec"], cluster, directory / "server")
+        self.pod = kind(documents, workload["spec"]["template"]["spec"], cluster, directory / "server")
         self.config = self.pod.mount(container)
         self.environment = self.pod.environment(container, self.config)
         self.log = directory / "server.log"
@@ -215,14 +218,14 @@ def endpoint(documents, server, url):
     targets = [port["targetPort"] for port in found[0]["spec"]["ports"] if port["port"] == parts.port]
     if not targets:
         raise Wrong(f"{url}: Service {service} has no such port")
-    return f"{parts.scheme}://127.0.0.1:{server.port(targets[0])}"
+    return f"{parts.scheme}://localhost:{server.port(targets[0])}"
 
 
-def helm_test(documents, cluster, server, directory):
+def helm_test(documents, cluster, server, directory, kind=Pod):
     """What `helm test` runs: how many pods there were."""
     tests = [one for one in chart.of_kind(documents, "Pod") if one["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
     for number, document in enumerate(tests):
-        pod = Pod(documents, document["spec"], cluster, directory / f"test-{number}")
+        pod = kind(documents, document["spec"], cluster, directory / f"test-{number}")
         for container in chart.containers(document["spec"]):
             environment = pod.environment(container, pod.mount(container))
             environment["VERDICT_ENDPOINT"] = endpoint(documents, server, environment["VERDICT_ENDPOINT"])
