@@ -1,4 +1,4 @@
-"""What every rendered set must hold to beyond the schemas: pods that Kubernetes calls *restricted*, and names that fit together.
+"""What every rendered set must hold to beyond the schemas: pods that Kubernetes calls *restricted*, and ways of our own.
 
 Each policy is a function that is given the documents of a set and yields what is wrong with them. policies.yaml holds for
 each what it must refuse.

@@ -223,7 +223,8 @@ def endpoint(documents, server, url):
 
 def helm_test(documents, cluster, server, directory, kind=Pod):
     """What `helm test` runs: how many pods there were."""
-    tests = [one for one in chart.of_kind(documents, "Pod") if one["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
+    tests = [one for one in chart.of_kind(documents, "Pod")
+             if one["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
     for number, document in enumerate(tests):
         pod = kind(documents, document["spec"], cluster, directory / f"test-{number}")
         for container in chart.containers(document["spec"]):

@@ -138,8 +138,9 @@ HARD = {
     "telemetry": {"otlp": {
         "endpoint": "https://collector.example:4317",
         "sample_ratio": 0.0000001,
-        "resource": {"quotes": "\"\"\" ''' \\ \\n", "lines": "a\nb\r\n\tc", "wide": "é 𝄞 \u2028", "control": "\x01\x7f", "html": "<&>",
-                     "a.b": "dotted", "with space": "true", "": "1e3", "\"": "{{ .Values }}", "toml": "]\n[server]\ninsecure = true"},
+        "resource": {"quotes": "\"\"\" ''' \\ \\n", "lines": "a\nb\r\n\tc", "wide": "é 𝄞 \u2028", "control": "\x01\x7f",
+                     "html": "<&>", "a.b": "dotted", "with space": "true", "": "1e3", "\"": "{{ .Values }}",
+                     "toml": "]\n[server]\ninsecure = true"},
     }},
 }
 
