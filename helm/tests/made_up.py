@@ -4,6 +4,7 @@ The configuration says what each file and each variable is for, so they are made
 """
 
 import hashlib
+import ssl
 import subprocess
 import uuid
 
@@ -48,6 +49,12 @@ class Cluster:
         self.server = self.authority.issue("server", NAMES)
         self.client = self.authority.issue("client", "DNS:client.test,URI:spiffe://test/client")
         self.verdict = verdict
+
+    def context(self):
+        """What a client of TLS needs: whom it trusts, and what it shows when it is asked."""
+        context = ssl.create_default_context(cafile=self.authority.certificate)
+        context.load_cert_chain(self.authority.directory / "client.crt", self.authority.directory / "client.key")
+        return context
 
     def files(self, config):
         """The absolute paths of a configuration that must be there, and what is in them."""

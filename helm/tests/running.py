@@ -187,6 +187,24 @@ class Server:
         except OSError as error:
             raise Wrong(f"{what}: {url}: {error}") from error
 
+    def take_webhook(self):
+        """Posts a webhook as its provider would, if the pod takes any. Of a source that takes them from everywhere."""
+        sources = [one for one in self.config["sources"] if not one.get("allowed_ips")]
+        if "webhook" not in self.ports or not sources:
+            return
+        provider, account = sources[0]["provider"], sources[0].get("account", "default")
+        command = [self.verdict, "send", "--sample", "--dry-run", "--provider", provider, "--account", account]
+        request = subprocess.run(command, env=self.environment, cwd="/", check=True, capture_output=True).stdout
+        head, _, body = request.partition(b"\n\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
+        scheme = "https" if "webhook_tls" in self.config["server"] else "http"
+        url = f"{scheme}://localhost:{self.ports['webhook']}/webhooks/{provider}/{account}"
+        try:
+            context = self.pod.cluster.context()
+            urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=PATIENCE_SECONDS, context=context)
+        except OSError as error:
+            raise Wrong(f"a webhook of {provider} at {url}: {error}\n{self.log.read_text()}") from error
+
     def __exit__(self, *_error):
         self.process.send_signal(signal.SIGTERM)
         try:
