@@ -18,7 +18,7 @@ use crate::{
     caller::Reach,
     event,
     filter::Filter,
-    log::{EventLog, Position, ReadError, ReadLimit, StoredEvent},
+    log::{EventLog, Found, Position, ReadError, ReadLimit, StoredEvent, Wanted},
 };
 
 /// What is read at once for a subscriber: this many events, or the last event that exceeds this many bytes.
@@ -102,7 +102,7 @@ impl fmt::Debug for Message {
 /// A stream of events.
 pub struct Subscription {
     log: Arc<dyn EventLog>,
-    filter: Filter,
+    filter: Arc<Filter>,
     personal_data: Reach,
     /// The place of the last event that was sent or passed over.
     position: Position,
@@ -110,6 +110,8 @@ pub struct Subscription {
     may_move: bool,
     /// Read, and not sent yet.
     pending: VecDeque<StoredEvent>,
+    /// Up to here there is no other event to send.
+    looked_to: Position,
     /// What comes after that, when it comes from the log itself.
     ahead: Option<ReadAhead>,
     /// When the subscription last looked after anything but events.
@@ -126,12 +128,12 @@ pub struct Subscription {
 /// A read of the log that goes on while the subscriber takes what was read before.
 struct ReadAhead {
     after: Position,
-    events: JoinHandle<Result<Vec<StoredEvent>, ReadError>>,
+    found: JoinHandle<Result<Found, ReadError>>,
 }
 
 impl Drop for ReadAhead {
     fn drop(&mut self) {
-        self.events.abort();
+        self.found.abort();
     }
 }
 
@@ -168,11 +170,12 @@ impl Subscription {
         Self {
             end: log.tail().watch(),
             log,
-            filter: options.filter,
+            filter: Arc::new(options.filter),
             personal_data: options.personal_data,
             position: options.after,
             may_move: options.may_move,
             pending: VecDeque::new(),
+            looked_to: options.after,
             ahead: None,
             looked_around: now,
             live: false,
@@ -228,6 +231,7 @@ impl Subscription {
             match self.log.tail().read(self.position, READ_LIMIT) {
                 Some(events) if !events.is_empty() => {
                     self.pending = events.into();
+                    self.looked_to = self.position;
                     // A filter that matches nothing must not keep the thread from others.
                     task::yield_now().await;
                 }
@@ -247,7 +251,7 @@ impl Subscription {
                     {
                         self.position = self.log.start();
                     }
-                    read => self.pending = read?.into(),
+                    read => self.take(read?),
                 },
             }
         }
@@ -269,41 +273,52 @@ impl Subscription {
 
     /// The next event of what was read that the filter lets pass. Stops where the stream is to stop.
     async fn next_pending(&mut self) -> Result<Option<Bytes>, ReadError> {
-        while let Some(event) = self.pending.pop_front() {
+        let stop = self.stop_at.unwrap_or(Position(u64::MAX));
+        while let Some(event) = self.pending.pop_front_if(|event| event.position <= stop) {
             self.position = event.position;
             if self.filter.matches(&event.event) {
                 let log = self.log.as_ref();
                 return visible(log, &event, &self.personal_data).await.map(Some);
             }
-            if self.stop_at == Some(self.position) {
-                break;
-            }
         }
+        self.position = self.position.max(self.looked_to.min(stop));
         Ok(None)
     }
 
-    async fn read_log(&mut self) -> Result<Vec<StoredEvent>, ReadError> {
+    fn take(&mut self, found: Found) {
+        self.pending = found.events.into();
+        self.looked_to = found.to;
+    }
+
+    async fn read_log(&mut self) -> Result<Found, ReadError> {
         let ahead = self
             .ahead
             .take()
             .filter(|ahead| ahead.after == self.position);
         let read = match ahead {
-            Some(mut ahead) => match (&mut ahead.events).await {
+            Some(mut ahead) => match (&mut ahead.found).await {
                 Ok(read) => read,
                 Err(error) => Err(ReadError::Unavailable(error.to_string())),
             },
-            None => self.log.read(self.position, READ_LIMIT).await,
+            None => {
+                search(
+                    Arc::clone(&self.log),
+                    Arc::clone(&self.filter),
+                    self.position,
+                )
+                .await
+            }
         };
-        let events = read?;
-        let Some(last) = events.last() else {
+        let found = read?;
+        if found.to <= self.position {
             // The tail no longer holds what comes next, so the log must.
             return Err(ReadError::Damaged {
                 position: Position(self.position.0 + 1),
                 place: "the log ends before its newest events".to_owned(),
             });
-        };
-        self.read_ahead(last.position);
-        Ok(events)
+        }
+        self.read_ahead(found.to);
+        Ok(found)
     }
 
     /// Begins to read what comes after this place, unless the tail has it by now.
@@ -312,9 +327,11 @@ impl Subscription {
         if is_last || self.log.tail().holds(after) {
             return;
         }
-        let log = Arc::clone(&self.log);
-        let events = tokio::spawn(async move { log.read(after, READ_LIMIT).await });
-        self.ahead = Some(ReadAhead { after, events });
+        let found = search(Arc::clone(&self.log), Arc::clone(&self.filter), after);
+        self.ahead = Some(ReadAhead {
+            after,
+            found: tokio::spawn(found),
+        });
     }
 
     /// Waits until there may be something to send. Returns whether that is a heartbeat: a tick that has been taken does not
@@ -327,4 +344,19 @@ impl Subscription {
             _ = self.heartbeat.tick() => true,
         }
     }
+}
+
+/// Reads what comes after a place, and leaves out what no filter lets pass.
+async fn search(
+    log: Arc<dyn EventLog>,
+    filter: Arc<Filter>,
+    after: Position,
+) -> Result<Found, ReadError> {
+    if filter.wants_everything() {
+        let events = log.read(after, READ_LIMIT).await?;
+        let to = events.last().map_or(after, |last| last.position);
+        return Ok(Found { events, to });
+    }
+    let wanted: Wanted = Arc::new(move |event: &[u8]| filter.matches(event));
+    log.search(after, &wanted, READ_LIMIT).await
 }

@@ -18,7 +18,7 @@ pub use measures::{DiskSpace, Measures};
 pub use tail::Tail;
 pub use verification::{Origin, VerificationState};
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -83,6 +83,20 @@ pub trait EventLog: Send + Sync {
     /// Reads events in order, from the first one after `after`. Empty at the end of the log.
     async fn read(&self, after: Position, limit: ReadLimit) -> Result<Vec<StoredEvent>, ReadError>;
 
+    /// Looks for events that are wanted, in order, from the first one after `after`. It may look at many more than it finds,
+    /// and finds none at the end of the log.
+    async fn search(
+        &self,
+        after: Position,
+        wanted: &Wanted,
+        limit: ReadLimit,
+    ) -> Result<Found, ReadError> {
+        let mut events = self.read(after, limit).await?;
+        let to = events.last().map_or(after, |last| last.position);
+        events.retain(|event| wanted(&event.event));
+        Ok(Found { events, to })
+    }
+
     /// The personal data of an event that was read: an encoded event that holds this and nothing else. Empty when there is
     /// none.
     async fn personal_data(&self, event: &StoredEvent) -> Result<Bytes, ReadError>;
@@ -135,6 +149,18 @@ pub trait EventLog: Send + Sync {
 
     /// Takes a delivery out of its quarantine for good, and returns when that is durable. Says whether it was there.
     async fn release(&self, id: Uuid) -> Result<bool, AppendError>;
+}
+
+/// Whether an encoded event is wanted.
+pub type Wanted = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// What a search has found.
+#[derive(Debug)]
+pub struct Found {
+    /// Events that are wanted.
+    pub events: Vec<StoredEvent>,
+    /// The last event that was looked at: there are no others up to here.
+    pub to: Position,
 }
 
 /// Why a cursor cannot be resumed after.

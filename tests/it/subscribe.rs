@@ -1,10 +1,12 @@
 //! The promises of Subscribe.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use prost::Message as _;
 use prost_types::Timestamp;
+use tempfile::TempDir;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -14,16 +16,20 @@ use verdict::{
     caller::Reach,
     event,
     filter::Filter,
-    log::{EventLog, Position},
+    log::{Appended, EventLog, NewEvent, Position},
     proto::{
-        Environment, EventFilter, EventKind, Latest, Outcome, SubscribeMessage, SubscribeRequest,
-        SubscribeResponse, VerificationEvent, subscribe_request::Start,
+        Environment, EventFilter, EventKind, Latest, Outcome, Source, SubscribeMessage,
+        SubscribeRequest, SubscribeResponse, VerificationEvent, subscribe_request::Start,
     },
     subscription::{Delivery, EndError, Message, Options, READ_LIMIT, Subscription},
 };
 
-use crate::support::{
-    PATIENCE, Server, append, decode, from_earliest, memory_log, next, next_event, reason, request,
+use crate::{
+    log::new_event,
+    support::{
+        PATIENCE, Server, append, decode, embedded_log, from_earliest, memory_log, next,
+        next_event, reason, request,
+    },
 };
 
 fn from(start: Start) -> SubscribeRequest {
@@ -680,6 +686,77 @@ async fn a_stream_that_stops_ends_at_what_was_there_when_it_began() {
     );
     assert!(subscription.next().await.is_none());
     assert!(subscription.next().await.is_none());
+}
+
+/// An event of which one in a thousand is of the provider `rare`.
+fn rare(number: u128) -> NewEvent {
+    let provider = match number % 1000 {
+        0 => "rare",
+        _ => "common",
+    };
+    NewEvent {
+        encoded: event::encode(VerificationEvent {
+            event_id: Uuid::from_u128(number).to_string(),
+            source: Some(Source {
+                provider: provider.to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..new_event(number, None, None)
+    }
+}
+
+#[tokio::test]
+async fn a_filtered_stream_from_the_log_skips_nothing_and_stops_where_it_is_to() {
+    // More than a search looks at before it tells how far it has come.
+    const EVENTS: u64 = 17_500;
+    let directory = TempDir::new().unwrap();
+    let log = embedded_log(&directory);
+    for first in (1..=u128::from(EVENTS)).step_by(500) {
+        let appends = (first..first + 500).map(|number| log.append(rare(number)));
+        for appended in join_all(appends).await {
+            assert!(matches!(appended, Ok(Appended::New(_))));
+        }
+    }
+    drop(log);
+    // Opened again, so that nothing is in memory.
+    let log = embedded_log(&directory);
+    for (provider, step) in [("rare", 1000), ("nobody", u64::MAX)] {
+        let filter = EventFilter {
+            providers: vec![provider.to_owned()],
+            ..Default::default()
+        };
+        let options = Options {
+            filter: Filter::try_from(filter).unwrap(),
+            stop_when_caught_up: true,
+            ..options()
+        };
+        let (mut subscription, _draining) = subscribe(&log, options);
+        let end = log.tail().end();
+        // What comes after the beginning is not sent.
+        let late = log.append(rare(1000 * u128::from(end.0))).await;
+        assert_eq!(late.unwrap(), Appended::New(Position(end.0 + 1)));
+        let mut found = Vec::new();
+        let last = loop {
+            match next_of(&mut subscription).await {
+                Delivery {
+                    position,
+                    message: Message::Event(event),
+                } => {
+                    let number = VerificationEvent::decode(event).unwrap().event_id;
+                    found.push((position, Uuid::parse_str(&number).unwrap().as_u128()));
+                }
+                last => break last,
+            }
+        };
+        assert_eq!(last, delivery(end.0, Message::CaughtUp));
+        let numbers: BTreeSet<u128> = found.iter().map(|(_, number)| *number).collect();
+        let rares = (1..=EVENTS).filter(|number| number.is_multiple_of(step));
+        assert_eq!(numbers, rares.map(u128::from).collect());
+        assert!(found.is_sorted() && found.len() == numbers.len());
+        assert!(subscription.next().await.is_none());
+    }
 }
 
 #[tokio::test]

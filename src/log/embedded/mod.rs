@@ -73,8 +73,9 @@ use self::{
 };
 use super::{
     AppendError, Appended, Commit, CommitError, Consumer, Cursor, DiskSpace, EraseError, EventLog,
-    Health, History, Measures, NewEvent, NewQuarantined, OutOfRange, Position, QuarantineKind,
-    ReadError, ReadLimit, Stats, StoredEvent, StoredQuarantined, Tail, VerificationState,
+    Found, Health, History, Measures, NewEvent, NewQuarantined, OutOfRange, Position,
+    QuarantineKind, ReadError, ReadLimit, Stats, StoredEvent, StoredQuarantined, Tail,
+    VerificationState, Wanted,
     disk::{Disk, RealDisk},
 };
 use crate::{config::LogConfig, event};
@@ -360,7 +361,25 @@ impl EventLog for EmbeddedLog {
         if after >= end {
             return Ok(Vec::new());
         }
-        self.blocking(move |shared| shared.read(after, end, limit))
+        let read = move |shared: &Shared| shared.search(after, end, None, limit);
+        Ok(self.blocking(read).await?.events)
+    }
+
+    async fn search(
+        &self,
+        after: Position,
+        wanted: &Wanted,
+        limit: ReadLimit,
+    ) -> Result<Found, ReadError> {
+        let end = self.shared.tail.end();
+        if after >= end {
+            return Ok(Found {
+                events: Vec::new(),
+                to: after,
+            });
+        }
+        let wanted = Arc::clone(wanted);
+        self.blocking(move |shared| shared.search(after, end, Some(&wanted), limit))
             .await
     }
 

@@ -23,11 +23,15 @@ use super::{
 };
 use crate::{
     log::{
-        EncryptionStats, History, Measures, Position, ReadError, ReadLimit, Sealed, StoredEvent,
-        Tail, consumers::Consumers, disk::Disk, verification,
+        EncryptionStats, Found, History, Measures, Position, ReadError, ReadLimit, Sealed,
+        StoredEvent, Tail, Wanted, consumers::Consumers, disk::Disk, verification,
     },
     wire::{Fields, Value},
 };
+
+/// How many events a search looks at before it tells how far it has come: some tens of milliseconds, at most, in which its
+/// subscriber is told nothing.
+const SEARCHED_AT_ONCE: u64 = 1 << 14;
 
 /// What the writer and the readers share.
 #[derive(Debug)]
@@ -145,23 +149,34 @@ impl Shared {
         decode(&frame)
     }
 
-    pub(super) fn read(
+    /// Reads the events between two places: all of them, or those that are wanted.
+    pub(super) fn search(
         &self,
         after: Position,
         end: Position,
+        wanted: Option<&Wanted>,
         limit: ReadLimit,
-    ) -> Result<Vec<StoredEvent>, ReadError> {
-        let records = (limit.records.max(1) as u64).min(end.0 - after.0);
-        let last = Position(after.0 + records);
-        let (mut page, mut failed) = (Page::default(), None);
+    ) -> Result<Found, ReadError> {
+        let most = match wanted {
+            None => limit.records.max(1) as u64,
+            Some(_) => SEARCHED_AT_ONCE,
+        };
+        let last = Position(end.0.min(after.0 + most));
+        let (mut page, mut to, mut failed) = (Page::default(), after, None);
         let read = self.read_frames(Position(after.0 + 1), last, Parts::Heads, |frame| {
-            failed = page.add(&frame).err();
-            failed.is_none() && page.bytes.len() < limit.bytes
+            match page.add(&frame, wanted) {
+                Ok(()) => to = Position(frame.number),
+                Err(error) => failed = Some(error),
+            }
+            failed.is_none() && page.records.len() < limit.records && page.bytes.len() < limit.bytes
         });
         match failed.map_or(read, Err) {
             // What lies before the damage can be read; whoever comes again is told.
-            Err(_) if !page.records.is_empty() => Ok(page.events()),
-            read => read.map(|()| page.events()),
+            Err(error) if to == after => Err(error),
+            _ => Ok(Found {
+                events: page.events(),
+                to,
+            }),
         }
     }
 
@@ -226,7 +241,7 @@ struct PagedRecord {
 }
 
 impl Page {
-    fn add(&mut self, frame: &Frame) -> Result<(), ReadError> {
+    fn add(&mut self, frame: &Frame, wanted: Option<&Wanted>) -> Result<(), ReadError> {
         let (mut event, mut personal_data, mut slot) = (&[][..], &[][..], 0);
         // An [`EventRecord`], of which subscribers are given no more than this.
         for field in Fields(&frame.head) {
@@ -236,6 +251,9 @@ impl Page {
                 (7, Value::Number(number)) => slot = number as u32,
                 _ => {}
             }
+        }
+        if wanted.is_some_and(|wanted| !wanted(event)) {
+            return Ok(());
         }
         self.bytes.extend_from_slice(event);
         self.bytes.extend_from_slice(personal_data);
