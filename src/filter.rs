@@ -180,14 +180,21 @@ impl<'a> FilteredEvent<'a> {
                 (5, Value::Bytes(subject)) => read.read_subject(subject)?,
                 (6, Value::Bytes(verification)) => {
                     read.kind = EventKind::Verification;
-                    read.verification = Some(FilteredVerification::read(verification)?);
+                    let known = read.verification.get_or_insert_default();
+                    known.read(verification)?;
                 }
-                (7, Value::Bytes(_)) => read.kind = EventKind::SubjectChange,
-                (8, Value::Bytes(_)) => read.kind = EventKind::CredentialShare,
+                (7, Value::Bytes(_)) => read.detail(EventKind::SubjectChange),
+                (8, Value::Bytes(_)) => read.detail(EventKind::CredentialShare),
                 _ => {}
             }
         }
         Some(read)
+    }
+
+    /// Takes another detail in the place of whatever was read before, as a decoder does.
+    fn detail(&mut self, kind: EventKind) {
+        self.kind = kind;
+        self.verification = None;
     }
 
     fn read_source(&mut self, source: &'a [u8]) -> Option<()> {
@@ -215,17 +222,16 @@ impl<'a> FilteredEvent<'a> {
 }
 
 impl<'a> FilteredVerification<'a> {
-    fn read(verification: &'a [u8]) -> Option<Self> {
-        let mut read = Self::default();
+    fn read(&mut self, verification: &'a [u8]) -> Option<()> {
         for field in Fields(verification) {
             match field? {
-                (1, Value::Bytes(id)) => read.id = text(id)?,
-                (3, Value::Number(outcome)) => read.outcome = outcome as i32,
-                (5, Value::Number(finality)) => read.finality = finality as i32,
+                (1, Value::Bytes(id)) => self.id = text(id)?,
+                (3, Value::Number(outcome)) => self.outcome = outcome as i32,
+                (5, Value::Number(finality)) => self.finality = finality as i32,
                 _ => {}
             }
         }
-        Some(read)
+        Some(())
     }
 }
 

@@ -3,13 +3,13 @@
 //! It is pulled, never pushed: one read ahead at most of what the subscriber takes. So a slow subscriber costs twice
 //! [`READ_LIMIT`] and no more, and is late, never short.
 
-use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future};
 use tokio::{
     sync::watch,
-    task::{self, JoinHandle},
+    task,
     time::{self, Instant, Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -112,6 +112,8 @@ pub struct Subscription {
     pending: VecDeque<StoredEvent>,
     /// Up to here there is no other event to send.
     looked_to: Position,
+    /// How few events may be pending before more are read from the log; `None` while they come from the tail.
+    few: Option<usize>,
     /// What comes after that, when it comes from the log itself.
     ahead: Option<ReadAhead>,
     /// When the subscription last looked after anything but events.
@@ -128,13 +130,7 @@ pub struct Subscription {
 /// A read of the log that goes on while the subscriber takes what was read before.
 struct ReadAhead {
     after: Position,
-    found: JoinHandle<Result<Found, ReadError>>,
-}
-
-impl Drop for ReadAhead {
-    fn drop(&mut self) {
-        self.found.abort();
-    }
+    found: Pin<Box<dyn Future<Output = Result<Found, ReadError>> + Send>>,
 }
 
 /// How often to look after anything but events: not with each of a million events a second.
@@ -176,6 +172,7 @@ impl Subscription {
             may_move: options.may_move,
             pending: VecDeque::new(),
             looked_to: options.after,
+            few: None,
             ahead: None,
             looked_around: now,
             live: false,
@@ -231,7 +228,7 @@ impl Subscription {
             match self.log.tail().read(self.position, READ_LIMIT) {
                 Some(events) if !events.is_empty() => {
                     self.pending = events.into();
-                    self.looked_to = self.position;
+                    (self.looked_to, self.few) = (self.position, None);
                     // A filter that matches nothing must not keep the thread from others.
                     task::yield_now().await;
                 }
@@ -274,6 +271,10 @@ impl Subscription {
     /// The next event of what was read that the filter lets pass. Stops where the stream is to stop.
     async fn next_pending(&mut self) -> Result<Option<Bytes>, ReadError> {
         let stop = self.stop_at.unwrap_or(Position(u64::MAX));
+        if self.few.is_some_and(|few| self.pending.len() <= few) {
+            self.few = None;
+            self.read_ahead();
+        }
         while let Some(event) = self.pending.pop_front_if(|event| event.position <= stop) {
             self.position = event.position;
             if self.filter.matches(&event.event) {
@@ -286,6 +287,8 @@ impl Subscription {
     }
 
     fn take(&mut self, found: Found) {
+        // Half of them are to be taken before more are read: who takes nothing has no more than these.
+        self.few = Some(found.events.len() / 2);
         self.pending = found.events.into();
         self.looked_to = found.to;
     }
@@ -296,10 +299,7 @@ impl Subscription {
             .take()
             .filter(|ahead| ahead.after == self.position);
         let read = match ahead {
-            Some(mut ahead) => match (&mut ahead.found).await {
-                Ok(read) => read,
-                Err(error) => Err(ReadError::Unavailable(error.to_string())),
-            },
+            Some(ahead) => ahead.found.await,
             None => {
                 search(
                     Arc::clone(&self.log),
@@ -317,21 +317,23 @@ impl Subscription {
                 place: "the log ends before its newest events".to_owned(),
             });
         }
-        self.read_ahead(found.to);
         Ok(found)
     }
 
-    /// Begins to read what comes after this place, unless the tail has it by now.
-    fn read_ahead(&mut self, after: Position) {
+    /// Begins to read what comes after what is pending, unless the tail has it by now.
+    fn read_ahead(&mut self) {
+        let after = self.looked_to;
         let is_last = self.stop_at.is_some_and(|stop| after >= stop);
         if is_last || self.log.tail().holds(after) {
             return;
         }
         let found = search(Arc::clone(&self.log), Arc::clone(&self.filter), after);
-        self.ahead = Some(ReadAhead {
-            after,
-            found: tokio::spawn(found),
-        });
+        let mut found: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(found);
+        // Asked once, it goes on on the thread that reads.
+        if let Some(read) = (&mut found).now_or_never() {
+            found = Box::pin(future::ready(read));
+        }
+        self.ahead = Some(ReadAhead { after, found });
     }
 
     /// Waits until there may be something to send. Returns whether that is a heartbeat: a tick that has been taken does not

@@ -136,7 +136,8 @@ struct Value {
 
 impl Value {
     fn new(text: SecretSlice<u8>) -> Self {
-        let sha256_hex = Zeroizing::new(hex::encode(sha256(text.expose_secret())));
+        let sha256 = Zeroizing::new(sha256(text.expose_secret()));
+        let sha256_hex = Zeroizing::new(hex::encode(sha256.as_slice()));
         Self {
             of_text: Hmacs::new(text.expose_secret()),
             of_sha256_hex: Hmacs::new(sha256_hex.as_bytes()),

@@ -6,8 +6,11 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_util::{FutureExt, TryFutureExt};
-use tokio::runtime::Handle;
+use futures_util::{FutureExt, StreamExt, TryFutureExt, stream::FuturesUnordered};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
 use tokio_util::task::TaskTracker;
 
 /// Work that goes on, on a task of its own, when it is dropped before its end. Until then it is driven by whoever waits for
@@ -58,6 +61,51 @@ impl<T: Send + 'static> Drop for DetachOnDrop<T> {
     }
 }
 
+/// One task that does much work at once, whether or not anybody takes what comes of it.
+pub(super) struct Driver<T: Send + 'static> {
+    begun: mpsc::Sender<Driven<T>>,
+}
+
+/// Work, and who is told what has come of it.
+struct Driven<T: Send + 'static>(DetachOnDrop<T>, oneshot::Sender<Result<T, Panicked>>);
+
+impl<T: Send + 'static> Driven<T> {
+    async fn drive(self) {
+        let Self(work, told) = self;
+        // Whoever has begun it may have gone away.
+        let _ = told.send(work.await);
+    }
+}
+
+impl<T: Send + 'static> Driver<T> {
+    /// A driver that `tasks` waits for. It may have so much work at once, and ends when it has none and can get none.
+    pub(super) fn new(tasks: &TaskTracker, most: usize) -> Self {
+        let (begun, mut work) = mpsc::channel::<Driven<T>>(most);
+        tasks.spawn(async move {
+            let mut driven = FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    Some(()) = driven.next() => {}
+                    Some(begun) = work.recv() => driven.push(begun.drive()),
+                    else => break,
+                }
+            }
+        });
+        Self { begun }
+    }
+
+    /// Has work done; what is returned tells what has come of it.
+    pub(super) fn drive(
+        &self,
+        work: DetachOnDrop<T>,
+    ) -> impl Future<Output = Result<T, Panicked>> + Send + use<T> {
+        let (told, done) = oneshot::channel();
+        // With more than it may have, the work detaches and is done all the same.
+        let _ = self.begun.try_send(Driven(work, told));
+        done.map(|told| told.unwrap_or(Err(Panicked)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +127,22 @@ mod tests {
         go.send(()).unwrap();
         tasks.wait().await;
         ended.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_driven_ends_though_nobody_asks() {
+        let tasks = TaskTracker::new();
+        let driver = Driver::new(&tasks, 2);
+        let (done, ended) = oneshot::channel();
+        let work = DetachOnDrop::new(&tasks, async move { done.send(7) });
+        let told = driver.drive(work);
+        assert_eq!(ended.await.unwrap(), 7);
+        assert!(matches!(told.await, Ok(Ok(()))));
+        let panics = driver.drive(DetachOnDrop::new(&tasks, async { panic!("on purpose") }));
+        assert!(panics.await.is_err());
+        drop(driver);
+        tasks.close();
+        tasks.wait().await;
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use super::{
     Shared,
     admission::Permit,
     auditing::Auditable,
-    detach::{DetachOnDrop, Panicked},
+    detach::{DetachOnDrop, Driver, Panicked},
     grpc::{account_or_default, caller},
     now, status,
 };
@@ -69,11 +69,28 @@ impl Call {
     }
 }
 
-/// A webhook that is being taken.
-pub(super) struct Begun {
-    ingested: DetachOnDrop<Result<Outcome, IngestError>>,
+/// What has become of a webhook.
+pub(super) type Ingested = Result<Outcome, IngestError>;
+
+/// A webhook that is being taken, by whoever waits for it.
+pub(super) struct Begun<F = DetachOnDrop<Ingested>> {
+    ingested: F,
     return_event: bool,
     span: Span,
+}
+
+impl Begun {
+    /// The same, taken by a driver.
+    pub(super) fn driven_by(
+        self,
+        driver: &Driver<Ingested>,
+    ) -> Begun<impl Future<Output = Result<Ingested, Panicked>> + Send + use<>> {
+        Begun {
+            ingested: driver.drive(self.ingested),
+            return_event: self.return_event,
+            span: self.span,
+        }
+    }
 }
 
 /// A webhook that is refused before its way begins.
@@ -164,7 +181,10 @@ impl Shared {
     }
 
     /// Waits for a webhook to be taken, and answers.
-    pub(super) async fn finish(&self, begun: Begun) -> Result<IngestResponse, Status> {
+    pub(super) async fn finish<F>(&self, begun: Begun<F>) -> Result<IngestResponse, Status>
+    where
+        F: Future<Output = Result<Ingested, Panicked>>,
+    {
         let Begun {
             ingested,
             return_event,

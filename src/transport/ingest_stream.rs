@@ -6,7 +6,7 @@
 //!
 //! All streams together take [`INGEST_STREAM_BYTES`] at once. What they hold beyond that is one request each, which waits
 //! for its turn, and until then its stream reads no more. The bytes of a webhook are given back when it is taken, not when
-//! its answer is: who takes no answers keeps nobody waiting but himself.
+//! its answer is: a task beside the stream takes the webhooks, so who takes no answers keeps nobody waiting but himself.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -22,8 +22,9 @@ use tracing::{Instrument, Span, info_span};
 use super::{
     INGEST_STREAM_BYTES, Shared,
     admission::Share,
+    detach::Driver,
     grpc::Responses,
-    ingest::{Begun, Call, Refused},
+    ingest::{Begun, Call, Ingested, Refused},
     observation, status,
 };
 use crate::{
@@ -49,6 +50,8 @@ pub(super) struct IngestStream {
     share: Arc<Share>,
     /// The requests; `None` when no more are read.
     requests: Option<Streaming<IngestStreamRequest>>,
+    /// Takes the webhooks.
+    driver: Driver<Ingested>,
     /// What has been read and not answered yet.
     answers: FuturesUnordered<Pin<Box<dyn Future<Output = Answer> + Send>>>,
     /// The size of the requests that have been read and not answered yet.
@@ -74,6 +77,7 @@ impl IngestStream {
         let share = Arc::clone(shared.shares.of(call.caller()));
         let permit = shared.rooms.ingest_streams.enter(&share.ingest_streams)?;
         Ok(Self {
+            driver: Driver::new(&shared.ingests, MAX_IN_FLIGHT),
             shared,
             call: call.with_permit(permit),
             share,
@@ -140,7 +144,10 @@ impl IngestStream {
         let span = info_span!(parent: None, "ingest");
         traces::link(&span, self.call.span());
         let begun = self.begin(&correlation_id, request, request_bytes, &span);
-        let begun = begun.map_err(|refused| (refused, self.count_refused()));
+        let begun = match begun {
+            Ok(begun) => Ok(begun.driven_by(&self.driver)),
+            Err(refused) => Err((refused, self.count_refused())),
+        };
         let shared = self.shared.clone();
         self.answers.push(Box::pin(async move {
             let result = match begun {

@@ -442,6 +442,48 @@ async fn at_most_64_streams_are_open_at_once_and_take_no_calls() {
 }
 
 #[tokio::test]
+async fn streams_whose_answers_nobody_takes_hold_no_webhooks() {
+    let log = TroubledLog::new();
+    let server = Server::start_with(server_config(), log.clone()).await;
+    log.set_gate(false);
+    let mut streams = Vec::new();
+    for _ in 0..9 {
+        // No room for two answers.
+        let endpoint = Endpoint::from_shared(server.url.clone()).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(64);
+        let client = VerdictServiceClient::new(endpoint.connect().await.unwrap());
+        streams.push(Stream::open(client).await);
+    }
+    const EACH: usize = 8;
+    let request_bytes = 1_000_000;
+    let sent = streams
+        .iter()
+        .enumerate()
+        .map(|(number, stream)| async move {
+            for id in 0..EACH {
+                let id = number * EACH + id;
+                stream.send(&id.to_string(), large(id, request_bytes)).await;
+            }
+        });
+    let stored = async {
+        log.held_back((64 << 20) / request_bytes - 1).await;
+        log.set_gate(true);
+    };
+    let all = async { tokio::join!(futures_util::future::join_all(sent), stored) };
+    time::timeout(PATIENCE, all).await.expect("all are taken");
+    let mut honest = Stream::open(server.client.clone()).await;
+    honest.send("honest", gu1("honest")).await;
+    let answered = time::timeout(PATIENCE, honest.next()).await;
+    assert_eq!(answered.expect("an answer in time").0, "honest");
+    // And theirs wait for them.
+    for stream in streams {
+        let (answers, end) = stream.rest().await;
+        end.unwrap();
+        assert_eq!(answers.len(), EACH);
+    }
+}
+
+#[tokio::test]
 async fn all_streams_together_take_64_mib_of_webhooks_at_once() {
     let log = TroubledLog::new();
     let server = Server::start_with(server_config(), log.clone()).await;

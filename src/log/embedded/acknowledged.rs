@@ -24,6 +24,8 @@ pub(super) struct Acknowledged {
     file: File,
     /// What it says.
     pub(super) position: Position,
+    /// Whether it could not be written, and the operator knows.
+    is_failing: bool,
 }
 
 impl Acknowledged {
@@ -41,14 +43,26 @@ impl Acknowledged {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Position::default(),
             Err(error) => return Err(error),
         };
-        Ok(Self { file, position })
+        Ok(Self {
+            file,
+            position,
+            is_failing: false,
+        })
     }
 
-    /// Says that all events up to here were acknowledged.
-    pub(super) fn write(&mut self, position: Position) -> io::Result<()> {
-        self.file.write_all_at(&encode(position), 0)?;
-        self.position = position;
-        Ok(())
+    /// Says that all events up to here were acknowledged. Where that cannot be written, an older word says less, and no event
+    /// is refused for it.
+    pub(super) fn write(&mut self, position: Position) {
+        let written = self.file.write_all_at(&encode(position), 0);
+        if let Err(error) = &written
+            && !self.is_failing
+        {
+            tracing::warn!(%error, "how far events are acknowledged cannot be noted down");
+        }
+        self.is_failing = written.is_err();
+        if written.is_ok() {
+            self.position = position;
+        }
     }
 }
 

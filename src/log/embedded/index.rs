@@ -149,7 +149,7 @@ impl Indexer {
             return Err(error);
         }
         read.map_err(|error| OpenError::Damaged(error.to_string()))?;
-        self.acknowledge(Position(end))?;
+        self.acknowledged.write(Position(end));
         Ok(())
     }
 
@@ -182,13 +182,8 @@ impl Indexer {
             newest.verifications.extend(verifications);
             newest.end = end;
         }
-        self.acknowledge(end)?;
+        self.acknowledged.write(end);
         self.freeze_if_full()
-    }
-
-    fn acknowledge(&mut self, end: Position) -> Result<(), IndexError> {
-        let written = self.acknowledged.write(end);
-        written.map_err(|error| IndexError::Unavailable(error.into()))
     }
 
     /// Takes note of what has become of the frozen portion.

@@ -175,7 +175,8 @@ impl Sealer {
     }
 }
 
-/// Random nonces: drawn many at once, because each draw costs more than sealing an event, and handed out once.
+/// Random nonces: drawn many at once, because each draw costs more than sealing an event, and handed out once. A copy of the
+/// memory of a running process that is run twice would hand them out twice: SECURITY.md tells not to.
 #[derive(Debug, Default)]
 pub(super) struct Nonces(Vec<[u8; NONCE_LEN]>);
 

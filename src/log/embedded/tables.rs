@@ -19,6 +19,8 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use fjall::{
@@ -170,6 +172,8 @@ impl Tables {
         let retained = Arc::clone(&start);
         let database = Database::builder(path)
             .cache_size(CACHE_BYTES)
+            // Of several, fjall has one look for work without rest while another merges.
+            .worker_threads(1)
             .with_compaction_filter_factories(Arc::new(move |keyspace| {
                 let start = Arc::clone(&retained);
                 let filter: Arc<dyn Factory> = Arc::new(Retained { start });
@@ -254,7 +258,27 @@ impl Tables {
         // Not before: a table is on the disk, with its name and the manifest that lists it, when its ingestion has finished.
         self.meta.insert(COMPLETE_TO, portion.end.0.to_be_bytes())?;
         // Without it a power cut would only have the next start read more events.
-        Ok(self.database.persist(PersistMode::SyncAll)?)
+        self.database.persist(PersistMode::SyncAll)?;
+        self.wait_for_merges();
+        Ok(())
+    }
+
+    /// Waits while many tables are to be merged: each of them is asked for each id that is new. fjall has only those wait who
+    /// insert. After some seconds it goes on all the same, because slow is better than not at all.
+    fn wait_for_merges(&self) {
+        const MOST_TABLES: usize = 3 * PORTIONS_PER_MERGE as usize;
+        const PAUSE: Duration = Duration::from_millis(10);
+        const PAUSES: usize = 500;
+        for _ in 0..PAUSES {
+            let tables = [&self.ids, &self.verifications].map(Keyspace::l0_table_count);
+            if tables.into_iter().all(|count| count < MOST_TABLES) {
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+        tracing::warn!(
+            "the tables of the index are merged too slowly: the disk is too slow for what is written"
+        );
     }
 
     /// Takes note that the index must be made anew at the next start.

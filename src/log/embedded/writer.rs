@@ -155,6 +155,9 @@ impl Writer {
             return;
         }
         if let Err(error) = self.indexer.close() {
+            if let IndexError::Damaged(_) = error {
+                Tables::mark_broken(&self.shared.directory);
+            }
             tracing::warn!(%error, "the index was not closed; it is completed at the next start");
         }
         self.meta.closed = Some(ClosedRecord {
