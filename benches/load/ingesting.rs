@@ -54,7 +54,16 @@ pub(crate) async fn unary(size: Size, in_flight: usize, goals: &mut Goals) {
     println!("\nratio **{:.2}**", ingest.ratio_to(&echo));
     println!("resident: {} MiB\n", verdict.resident_bytes() >> 20);
     let what = format!("durable unary Ingest to unary echo, {in_flight} in flight");
-    goals.at_least(&what, 0.75, ingest.ratio_to(&echo), "");
+    match in_flight {
+        256 => goals.at_least(&what, 0.75, ingest.ratio_to(&echo), ""),
+        // Twice the 17,060 a second of UmaDB with a unique condition, on such a machine.
+        _ => goals.at_least(
+            "durable unary Ingest a second, 64 in flight: twice UmaDB",
+            34_120.0,
+            ingest.per_second(),
+            "",
+        ),
+    }
     let most = 1.5 * echo.p99() as f64 + syncs().value_at_quantile(0.5) as f64;
     let what = format!("its p99 to 1.5 × that of echo and one sync, {in_flight} in flight");
     goals.at_most(&what, 1.0, ingest.p99() as f64 / most, "");

@@ -6,8 +6,15 @@ use hdrhistogram::Histogram;
 
 use crate::client::{self, Measured};
 
-/// Names the machine, and the disk that is written to.
+/// Says how the tables are to be read, and names the machine and the disk that is written to.
 pub(crate) fn machine() {
+    println!(
+        "# Benchmarks\n\n\
+         Written by `make bench`. Absolute figures are those of one machine on one day; what counts are ratios in one run, in\n\
+         which the two services take turns. The baseline does nothing: \"echo\" sends back the 900 bytes that it was sent, \"raw\n\
+         stream\" sends 600 bytes again and again. verdict verifies, normalizes, recognizes duplicates, encrypts and syncs webhooks\n\
+         of five providers, of about 900 bytes. Where the time goes is told in [ARCHITECTURE.md](../ARCHITECTURE.md#performance).\n"
+    );
     let cpus = fs::read_to_string("/proc/cpuinfo").expect("Linux");
     let model = cpus
         .lines()
@@ -24,7 +31,7 @@ pub(crate) fn machine() {
         filesystem()
     );
     println!(
-        "- client and server share the machine; {} connections; the baseline has the same tonic and the same allocator\n",
+        "- client and server share the machine; {} connections; the baseline has the same tonic, allocator and optimization\n",
         crate::client::CONNECTIONS
     );
 }
@@ -63,10 +70,15 @@ impl Row {
         let latency = self.latency.as_ref().filter(|latency| !latency.is_empty());
         println!(
             "| {name} | {:.0} | {:.1} | {} |",
-            median(self.per_second.iter().copied()),
+            self.per_second(),
             self.cpu_micros(),
             latency.map_or(String::new(), percentiles),
         );
+    }
+
+    /// How many in a second.
+    pub(crate) fn per_second(&self) -> f64 {
+        median(self.per_second.iter().copied())
     }
 
     /// The server's time for each, in microseconds.

@@ -161,7 +161,7 @@ impl Shared {
             None => limit.records.max(1) as u64,
             Some(_) => SEARCHED_AT_ONCE,
         };
-        let last = Position(end.0.min(after.0 + most));
+        let last = Position(end.0.min(after.0.saturating_add(most)));
         let (mut page, mut to, mut failed) = (Page::default(), after, None);
         let read = self.read_frames(Position(after.0 + 1), last, Parts::Heads, |frame| {
             match page.add(&frame, wanted) {
