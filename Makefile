@@ -1,6 +1,6 @@
 # What developers and CI run. `make setup` installs the tools that `make check` needs, but for openssl, which the tests run.
 
-.PHONY: test history crash soak fuzz timing bench bench-parts check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom chart chart-golden chart-apiserver image-check dockerfile
+.PHONY: test history crash soak fuzz timing bench bench-parts check lint setup format-check clippy docs deny proto-lint rules dashboard dashboard-check audit sbom chart chart-golden chart-apiserver image-check dockerfile instructions instructions-baseline
 
 test:
 	cargo test --locked
@@ -34,6 +34,14 @@ timing:
 # The pure parts of the way of a webhook, and what they cost next to the least that anybody can do.
 bench-parts:
 	cargo bench --locked --bench parts
+
+# Whether a pure part takes many more instructions than it did: what a run counts does not depend on how busy the machine is.
+instructions:
+	scripts/instructions
+
+# Writes benches/instructions.txt anew, after a change that is meant to be, or of the compiler.
+instructions-baseline:
+	scripts/instructions write
 
 check: lint test
 

@@ -166,11 +166,9 @@ fn source(provider: &str) -> Source {
     loaded.sources.pop().expect("one source")
 }
 
-/// The groups of every provider, or of one.
-fn groups(only: Option<&str>) -> Vec<Group> {
+fn groups() -> Vec<Group> {
     let mut groups = BTreeMap::<_, Vec<Case>>::new();
-    let names = PROVIDERS.iter().map(|provider| provider.name());
-    for name in names.filter(|name| only.is_none_or(|only| *name == only)) {
+    for name in PROVIDERS.iter().map(|provider| provider.name()) {
         let folder = fs::read_dir(folder(name)).expect("every provider has fixtures");
         let mut paths: Vec<_> = folder.map(|entry| entry.unwrap().path()).collect();
         paths.sort();
@@ -281,9 +279,34 @@ fn print_ratios(groups: &[Group]) {
     }
 }
 
-/// A part of the way of all webhooks of a provider. `scripts/instructions` has callgrind count what happens in here.
+/// A webhook, and what the parts take of it.
+type Work<'a> = (&'a Case, RawWebhook, Box<NormalizedEvent>);
+
+/// Takes the webhooks of each provider through one part after the other.
+fn count_all(groups: &[Group]) {
+    for provider in PROVIDERS.iter().map(|provider| provider.name()) {
+        let groups = || groups.iter().filter(|group| group.provider == provider);
+        let cases = || groups().flat_map(|group| &group.cases);
+        for part in ["verify", "normalize", "encode"] {
+            let work = cases().map(|case| (case, case.webhook.clone(), case.normalize()));
+            count(provider, part, work.collect());
+        }
+    }
+}
+
+/// Prints what was counted, and for how many webhooks. `scripts/instructions` reads it, and has callgrind write down its
+/// count behind each call.
 #[inline(never)]
-fn counted(part: &str, work: Vec<(&Case, RawWebhook, Box<NormalizedEvent>)>) {
+#[expect(clippy::print_stdout, reason = "the script reads it")]
+fn count(provider: &str, part: &str, work: Vec<Work<'_>>) {
+    let webhooks = work.len();
+    counted(part, work);
+    println!("{provider} {part} {webhooks}");
+}
+
+/// The only function in which callgrind counts.
+#[inline(never)]
+fn counted(part: &str, work: Vec<Work<'_>>) {
     for (case, webhook, normalized) in work {
         match part {
             "verify" => drop(black_box(case.verify(webhook))),
@@ -295,17 +318,10 @@ fn counted(part: &str, work: Vec<(&Case, RawWebhook, Box<NormalizedEvent>)>) {
 }
 
 fn main() {
-    let args: Vec<String> = env::args().skip(1).collect();
-    if let [mode, provider, part] = &args[..]
-        && mode == "count"
-    {
-        let groups = groups(Some(provider));
-        let cases = || groups.iter().flat_map(|group| &group.cases);
-        let work = || cases().map(|case| (case, case.webhook.clone(), case.normalize()));
-        counted(part, work().collect());
-        return;
+    let groups = groups();
+    if env::args().skip(1).eq(["count"]) {
+        return count_all(&groups);
     }
-    let groups = groups(None);
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1))
