@@ -323,8 +323,8 @@ fn main() {
         return count_all(&groups);
     }
     let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1))
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(500))
         .configure_from_args();
     for group in &groups {
         group.bench(&mut criterion);
