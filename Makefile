@@ -90,6 +90,7 @@ dashboard-check:
 bench: export VERDICT_BENCH_GROWTH ?= 10000000
 bench:
 	cargo bench --locked --bench load > target/benchmarks.md
+	cargo bench --locked --bench parts | sed --quiet '/^## /,$$p' >> target/benchmarks.md
 	cp target/benchmarks.md docs/benchmarks.md
 
 # The Helm chart: with helm, the schemas of Kubernetes, our own policies, and the server run as each value set has it.

@@ -269,6 +269,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 #[expect(clippy::print_stdout, reason = "the table is what it is run for")]
 fn print_ratios(groups: &[Group]) {
+    println!("\n## Verifying and normalizing, next to the least that anybody can do\n");
     println!("provider | scheme         | floor    | verify + normalize | ratio");
     println!("---------|----------------|---------:|-------------------:|-----:");
     for group in groups {

@@ -13,7 +13,7 @@ use crate::{
         self, ECHO, ECHO_STREAM, INGEST, INGEST_STREAM, SUBSCRIBE, call, connect, histogram,
         subscribe,
     },
-    process::Server,
+    process::{Server, settle},
     report::{Goals, Row, head, percentiles},
     webhooks::Webhooks,
 };
@@ -35,6 +35,7 @@ fn echoes(count: u64) -> Vec<Bytes> {
 
 /// Unary calls, this many in flight.
 pub(crate) async fn unary(size: Size, in_flight: usize, goals: &mut Goals) {
+    settle().await;
     let (baseline, verdict) = (Server::baseline(), Server::verdict());
     let webhooks = Webhooks::new();
     let (mut echo, mut ingest) = (Row::default(), Row::default());
@@ -71,6 +72,7 @@ pub(crate) async fn unary(size: Size, in_flight: usize, goals: &mut Goals) {
 
 /// Streams in both directions.
 pub(crate) async fn streams(size: Size, goals: &mut Goals) {
+    settle().await;
     let (baseline, verdict) = (Server::baseline(), Server::verdict());
     let webhooks = Webhooks::new();
     let (mut echo, mut ingest) = (Row::default(), Row::default());
@@ -100,6 +102,7 @@ pub(crate) async fn streams(size: Size, goals: &mut Goals) {
 /// From a webhook to a subscriber, one at a time.
 pub(crate) async fn latency(goals: &mut Goals) {
     const COUNT: u64 = 2000;
+    settle().await;
     let (baseline, verdict) = (Server::baseline(), Server::verdict());
     let webhooks = Webhooks::new().unary(0..COUNT);
     let (echo_channel, channel) = (connect(&baseline.url).await, connect(&verdict.url).await);

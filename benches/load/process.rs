@@ -100,6 +100,13 @@ impl Drop for Server {
     }
 }
 
+/// Waits until the disk has nothing to do any more: the logs of earlier measurements are being deleted.
+pub(crate) async fn settle() {
+    rustix::fs::sync();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    rustix::fs::sync();
+}
+
 /// Starts verdict, and says where it serves.
 fn start(config: &Path) -> (Child, String) {
     let (name, secret) = SECRET;

@@ -12,7 +12,7 @@ use crate::{
     Size,
     client::{self, INGEST_STREAM, Measured, RAW_STREAM, SUBSCRIBE, connect, drain, subscribe},
     ingesting::{AHEAD, bytes_value},
-    process::Server,
+    process::{Server, settle},
     report::{Goals, Row, head, micros},
     webhooks::Webhooks,
 };
@@ -37,6 +37,7 @@ fn from_latest() -> Bytes {
 
 /// One subscriber that reads everything, and one that wants one event in a thousand.
 pub(crate) async fn catch_up(size: Size, goals: &mut Goals) {
+    settle().await;
     let (baseline, verdict) = (Server::baseline(), Server::verdict());
     let events = 4 * size.events;
     // Each verification has three events.
@@ -142,6 +143,7 @@ pub(crate) async fn fan_out(events: u64, subscribers: usize) -> FanOut {
 /// A hundred live subscribers, and what an idle one takes.
 pub(crate) async fn subscribers(size: Size, goals: &mut Goals) {
     const LIVE: usize = 100;
+    settle().await;
     let live = fan_out(size.events / 2, LIVE).await;
     let idle = idle_subscriber_bytes().await;
     println!("## {LIVE} live subscribers\n");
