@@ -73,7 +73,7 @@ rules:
 	promtool check rules helm/verdict/rules/verdict.yaml
 	promtool test rules helm/verdict/rules/verdict_test.yaml helm/verdict/rules/weeks_test.yaml
 
-# The Dockerfile: hadolint, and that its versions are those of the repository.
+# The Dockerfile: hadolint, that its versions are those of the repository, and that cargo can build from what it is given.
 dockerfile:
 	scripts/image-check dockerfile
 
