@@ -278,14 +278,16 @@ source {{ .provider }}/{{ .account | default "default" }}, which helm test sends
 {{- end }}
 {{- end }}
 {{- $credentials := or $test.token.existingSecret $test.clientCertificate.existingSecret -}}
-{{- if and .Values.config.callers (not $credentials) }}
+{{- if and .Values.config.callers (not .Values.grpc.tls.enabled) }}
+test.enabled is true, config.callers says who may call, and grpc.tls.enabled is false; verdict sends no token in plain text, so there is no helm test behind a service mesh: leave test.enabled false
+{{- else if and .Values.config.callers (not $credentials) }}
 test.enabled is true, and config.callers says who may call; give the test a caller, by test.token.existingSecret or test.clientCertificate.existingSecret
 {{- end }}
 {{- if and (eq .Values.grpc.tls.clientCertificates "required") (not $test.clientCertificate.existingSecret) }}
 grpc.tls.clientCertificates is required, so the test needs a certificate too: test.clientCertificate.existingSecret
 {{- end }}
-{{- if and $credentials (not .Values.grpc.tls.enabled) }}
-test.token and test.clientCertificate need grpc.tls.enabled: verdict sends no token in plain text
+{{- if and $credentials (not (or .Values.grpc.tls.enabled .Values.config.callers)) }}
+test.token and test.clientCertificate need grpc.tls.enabled
 {{- end }}
 {{- end }}
 {{- end -}}
