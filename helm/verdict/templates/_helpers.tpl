@@ -22,6 +22,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
+{{- /* The labels and further ones, `list $ further`: each key once, and the further ones count for more. */ -}}
+{{- define "verdict.labelsWith" -}}
+{{- toYaml (merge dict (last .) (include "verdict.labels" (first .) | fromYaml)) -}}
+{{- end -}}
+
 {{- /* Pods that serve. The component keeps the pods of `helm test` out of the Services. */ -}}
 {{- define "verdict.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "verdict.name" . }}

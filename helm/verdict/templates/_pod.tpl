@@ -8,11 +8,8 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   labels:
-    {{- include "verdict.labels" . | nindent 4 }}
+    {{- include "verdict.labelsWith" (list . .Values.podLabels) | nindent 4 }}
     app.kubernetes.io/component: server
-    {{- with .Values.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
 spec:
   serviceAccountName: {{ include "verdict.serviceAccountName" . }}
   automountServiceAccountToken: false

@@ -4,7 +4,7 @@ refused by values.schema.json.
 */ -}}
 {{- define "verdict.validate" -}}
 {{- $wrong := list -}}
-{{- range list "image" "names" "owned" "grpc" "tls" "sources" "files" "encryption" "webhook" "network" "monitoring" "test" -}}
+{{- range list "image" "names" "owned" "grpc" "tls" "sources" "files" "audit" "encryption" "webhook" "network" "monitoring" "test" -}}
 {{- range splitList "\n" (include (printf "verdict.validate.%s" .) $) -}}
 {{- with trim . }}{{ $wrong = append $wrong . }}{{ end -}}
 {{- end -}}
@@ -30,11 +30,19 @@ extraEnv has {{ .name }}; the configuration is written in config, so that it is 
 
 {{- /* Names that would be there twice. */ -}}
 {{- define "verdict.validate.names" -}}
-{{- range $where, $labels := pick .Values "commonLabels" "podLabels" }}
-{{- range $label := list "name" "instance" "component" "version" "managed-by" }}
-{{- if hasKey $labels (printf "app.kubernetes.io/%s" $label) }}
-{{ $where }} has app.kubernetes.io/{{ $label }}, which the chart sets; use nameOverride, or another label
+{{- $given := pick .Values "commonLabels" "podLabels" -}}
+{{- range $of := list "serviceMonitor" "prometheusRule" "dashboard" }}{{ $_ := set $given (printf "%s.labels" $of) (get $.Values $of).labels }}{{ end -}}
+{{- range $of := list "data" "keys" }}{{ $_ := set $given (printf "persistence.%s.labels" $of) (get $.Values.persistence $of).labels }}{{ end -}}
+{{- range $where, $labels := $given }}
+{{- range $label := keys $labels }}
+{{- if or (eq $label "helm.sh/chart") (regexMatch "^app\\.kubernetes\\.io/(name|instance|component|version|managed-by)$" $label) }}
+{{ $where }} has {{ $label }}, which the chart sets; use nameOverride, or another label
 {{- end }}
+{{- end }}
+{{- end }}
+{{- range $annotation := list "checksum/config" "kubectl.kubernetes.io/default-container" }}
+{{- if hasKey $.Values.podAnnotations $annotation }}
+podAnnotations has {{ $annotation }}, which the chart sets
 {{- end }}
 {{- end }}
 {{- $seen := list -}}
@@ -122,10 +130,14 @@ caller {{ .name }} has certificates, and nobody is asked for any; set grpc.tls.c
 config.sources is empty; say where webhooks come from (README.md, "Install")
 {{- end }}
 {{- $proxied := or .Values.ingress.enabled .Values.httpRoute.enabled -}}
+{{- $service := .Values.webhookService -}}
+{{- $hidden := and .Values.webhook.enabled (eq $service.type "LoadBalancer") (ne $service.externalTrafficPolicy "Local") -}}
 {{- $trusted := (.Values.config.server | default dict).webhook_trusted_proxies -}}
 {{- range .Values.config.sources }}
 {{- if and .allowed_ips $proxied (not $trusted) }}
 source {{ .provider }} has allowed_ips, and webhooks come through a proxy; name its addresses in config.server.webhook_trusted_proxies, or no webhook of this source is taken
+{{- else if and .allowed_ips $hidden (not $trusted) }}
+source {{ .provider }} has allowed_ips, and webhooks come through a load balancer with the addresses of nodes; set webhookService.externalTrafficPolicy=Local, or no webhook of this source is taken
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -161,6 +173,20 @@ source {{ .provider }} has allowed_ips, and webhooks come through a proxy; name 
 {{- end }}
 {{- if and .env (not (has .env $variables)) (not $.Values.extraEnvFrom) }}
 {{ .of }}: the variable {{ .env }} is in neither extraEnv nor extraEnvFrom
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* The root of the container is read-only. */ -}}
+{{- define "verdict.validate.audit" -}}
+{{- $file := dig "audit" "path" "" .Values.config -}}
+{{- if and $file (not (hasPrefix "/var/lib/verdict/" $file)) -}}
+{{- $writable := false -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- if and (not .readOnly) (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $file) }}{{ $writable = true }}{{ end -}}
+{{- end -}}
+{{- if not $writable }}
+config.audit.path is {{ $file }}, where nothing can be written; have it under /var/lib/verdict, or on a volume of extraVolumeMounts
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -240,7 +266,16 @@ grpcRoute.enabled is true, and networkPolicy.grpc.from lets nobody call; name yo
 {{- if and $.Values.serviceMonitor.enabled (not .ops.from) }}
 serviceMonitor.enabled is true, and networkPolicy.ops.from lets nobody read metrics; name your Prometheus
 {{- end }}
+{{- if and (eq $.Values.service.type "LoadBalancer") (not .grpc.from) }}
+service.type is LoadBalancer, and networkPolicy.grpc.from lets nobody call; name who comes through it, mostly as an ipBlock
+{{- end }}
 {{- if not .egress }}
+{{- $pod := merge dict $.Values.podAnnotations $.Values.podLabels }}
+{{- range $key, $on := dict "linkerd.io/inject" (list "enabled" "ingress") "sidecar.istio.io/inject" (list "true") }}
+{{- if has (get $pod $key | toString) $on }}
+{{ $key }} puts the proxy of a mesh beside verdict, and networkPolicy.egress lets nothing out; name the control plane, which gives the proxy its identity
+{{- end }}
+{{- end }}
 {{- if dig "telemetry" "otlp" "endpoint" "" $.Values.config }}
 config.telemetry.otlp is set, and networkPolicy.egress lets nothing out; name your collector
 {{- end }}
