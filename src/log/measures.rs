@@ -49,9 +49,11 @@ impl Measures {
     }
 }
 
-/// The room on the disk of a log.
+/// The room on the disk of a directory of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSpace {
+    /// What lies in the directory: `log` or `keys`.
+    pub directory: &'static str,
     /// How many bytes are free.
     pub free_bytes: u64,
     /// With fewer than this, nothing is written any more.

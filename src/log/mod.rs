@@ -70,9 +70,9 @@ pub trait EventLog: Send + Sync {
         None
     }
 
-    /// The room on the disk; `None` of a log that has none, or whose disk does not tell. Blocks.
-    fn disk_space(&self) -> Option<DiskSpace> {
-        None
+    /// The room for each of its directories; nothing of a log that has none, or whose disk does not tell. Blocks.
+    fn disk_space(&self) -> Vec<DiskSpace> {
+        Vec::new()
     }
 
     /// Writes an event, unless it is there already, and returns when it is durable.

@@ -359,6 +359,25 @@ async fn a_disk_that_is_nearly_full_is_left_alone() {
 }
 
 #[tokio::test]
+async fn so_is_one_without_room_for_keys() {
+    let directory = TempDir::new().unwrap();
+    let disk = SimulatedDisk::new(1);
+    let log = open(&disk, &directory).unwrap();
+    let keys = config(&directory).keys_path();
+    disk.set_free_bytes_of(&keys, (64 << 20) - 1);
+    let mut health = log.health();
+    let full = health.wait_for(
+        |health| matches!(health, Health::Unwritable(why) if why.contains("disk of the keys")),
+    );
+    drop(time::timeout(PATIENCE, full).await.unwrap().unwrap());
+    unavailable(log.append(event(1)).await);
+    disk.set_free_bytes_of(&keys, 64 << 20);
+    healthy(&log).await;
+    let appended = log.append(event(1)).await.unwrap();
+    assert_eq!(appended, Appended::New(Position(1)));
+}
+
+#[tokio::test]
 async fn after_a_failed_sync_nothing_is_acknowledged_until_a_new_start() {
     for seed in 0..20 {
         let directory = TempDir::new().unwrap();

@@ -46,8 +46,8 @@ verdict_ingest_step_duration_seconds histogram le step
 verdict_ingest_total counter provider status
 verdict_ingest_unverified_total counter fate provider
 verdict_log_batch_events histogram le
-verdict_log_disk_free_bytes gauge
-verdict_log_disk_min_free_bytes gauge
+verdict_log_disk_free_bytes gauge directory
+verdict_log_disk_min_free_bytes gauge directory
 verdict_log_encrypting gauge
 verdict_log_first_position gauge
 verdict_log_format gauge
@@ -360,8 +360,11 @@ async fn values_are_right_after_known_traffic() {
         ),
         (1.0, 1.0)
     );
-    assert_eq!(value("verdict_log_disk_min_free_bytes", &[]), 268_435_456.0);
-    assert!(value("verdict_log_disk_free_bytes", &[]) > 0.0);
+    for (directory, min_free) in [("log", 268_435_456.0), ("keys", 67_108_864.0)] {
+        let of = [("directory", directory)];
+        assert_eq!(value("verdict_log_disk_min_free_bytes", &of), min_free);
+        assert!(value("verdict_log_disk_free_bytes", &of) > 0.0);
+    }
     assert_eq!(value("verdict_log_encrypting", &[]), 1.0);
     assert_eq!(value("verdict_log_segments_without_keys", &[]), 0.0);
     // One after the other: three batches, of one event each.

@@ -4,26 +4,56 @@
 //! sync that failed nothing is certain any more, because the system may have thrown away what it could not write: the log
 //! writes nothing until a new start has read the disk again.
 
-use std::{path::Path, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::watch;
 
 use super::{segments::WriteError, small_file};
-use crate::log::{AppendError, DiskSpace, Health, disk::Disk};
+use crate::{
+    config::LogConfig,
+    log::{AppendError, DiskSpace, Health, disk::Disk},
+};
+
+/// What must be free where the keys are, if `min_free_bytes` is not less: a volume of their own may be smaller than what the
+/// log keeps free. It is room for a million keys.
+const KEYS_MIN_FREE_BYTES: u64 = 64 << 20;
 
 /// Watches over the disk.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     disk: Arc<dyn Disk>,
-    min_free_bytes: u64,
+    log: PathBuf,
+    /// Where there must be room.
+    places: Vec<Place>,
     health: watch::Sender<Health>,
 }
 
+/// A directory that is written, and may be on a volume of its own.
+#[derive(Debug)]
+struct Place {
+    name: &'static str,
+    path: PathBuf,
+    min_free_bytes: u64,
+}
+
 impl Watchdog {
-    pub(super) fn new(disk: Arc<dyn Disk>, min_free_bytes: u64) -> Self {
+    pub(super) fn new(disk: Arc<dyn Disk>, config: &LogConfig) -> Self {
+        let mut places = vec![Place {
+            name: "log",
+            path: config.path.clone(),
+            min_free_bytes: config.min_free_bytes,
+        }];
+        if config.encryption.enabled {
+            places.push(Place {
+                name: "keys",
+                path: config.keys_path(),
+                min_free_bytes: config.min_free_bytes.min(KEYS_MIN_FREE_BYTES),
+            });
+        }
         Self {
             disk,
-            min_free_bytes,
+            log: config.path.clone(),
+            places,
             health: watch::Sender::new(Health::Well),
         }
     }
@@ -33,10 +63,10 @@ impl Watchdog {
     }
 
     /// Whether a write is worth a try.
-    pub(super) fn writable(&self, directory: &Path) -> Result<(), AppendError> {
+    pub(super) fn writable(&self) -> Result<(), AppendError> {
         match &*self.health.borrow() {
             Health::Well => Ok(()),
-            Health::Unwritable(_) if self.room(directory).is_ok() => Ok(()),
+            Health::Unwritable(_) if self.room().is_ok() => Ok(()),
             Health::Unwritable(why) | Health::Failed(why) => {
                 Err(AppendError::Unavailable(why.clone()))
             }
@@ -105,40 +135,45 @@ impl Watchdog {
     }
 
     /// Sees whether there is room, and whether a disk that could not be written can be written again.
-    pub(super) fn examine(&self, directory: &Path) {
+    pub(super) fn examine(&self) {
         if self.has_failed() {
             return;
         }
-        if let Err(why) = self.room(directory) {
+        if let Err(why) = self.room() {
             self.unwritable(why);
             return;
         }
         if *self.health.borrow() == Health::Well {
             return;
         }
-        match small_file::write(self.disk.as_ref(), &directory.join("probe"), b"probe") {
+        match small_file::write(self.disk.as_ref(), &self.log.join("probe"), b"probe") {
             Ok(()) => self.well(),
             Err(error) => self.unwritable(error.to_string()),
         }
     }
 
-    /// How much of the disk is free, if it tells.
-    pub(super) fn space(&self, directory: &Path) -> Option<DiskSpace> {
-        Some(DiskSpace {
-            free_bytes: self.disk.free_bytes(directory).ok()?,
-            min_free_bytes: self.min_free_bytes,
-        })
+    /// How much is free for each place, if the disk tells.
+    pub(super) fn space(&self) -> Vec<DiskSpace> {
+        let space = |place: &Place| {
+            Some(DiskSpace {
+                directory: place.name,
+                free_bytes: self.disk.free_bytes(&place.path).ok()?,
+                min_free_bytes: place.min_free_bytes,
+            })
+        };
+        self.places.iter().filter_map(space).collect()
     }
 
-    /// Whether enough of the disk is free; otherwise why not.
-    fn room(&self, directory: &Path) -> Result<(), String> {
-        match self.disk.free_bytes(directory) {
-            Ok(free) if free < self.min_free_bytes => Err(format!(
-                "{free} bytes are free on the disk, and log.min_free_bytes is {}",
-                self.min_free_bytes
+    /// Whether enough is free for each place; otherwise why not. Of a disk that does not tell, whether a write succeeds is
+    /// the better test.
+    fn room(&self) -> Result<(), String> {
+        let short = |space: &DiskSpace| space.free_bytes < space.min_free_bytes;
+        match self.space().into_iter().find(short) {
+            Some(space) => Err(format!(
+                "{} bytes are free on the disk of the {}, and {} must be",
+                space.free_bytes, space.directory, space.min_free_bytes
             )),
-            // Whether a write succeeds is the better test.
-            Ok(_) | Err(_) => Ok(()),
+            None => Ok(()),
         }
     }
 }

@@ -200,7 +200,7 @@ impl EmbeddedLog {
             measures: events.measures.clone(),
             index: indexer.index.clone(),
             tail: Tail::new(end),
-            health: Watchdog::new(Arc::clone(&disk), config.min_free_bytes),
+            health: Watchdog::new(Arc::clone(&disk), config),
             genuine: genuine.view.clone(),
             unverified: unverified.view.clone(),
             consumers: Mutex::new(consumers::read(disk.as_ref(), directory)?),
@@ -346,8 +346,8 @@ impl EventLog for EmbeddedLog {
         Some(self.shared.measures.clone())
     }
 
-    fn disk_space(&self) -> Option<DiskSpace> {
-        self.shared.health.space(&self.shared.directory)
+    fn disk_space(&self) -> Vec<DiskSpace> {
+        self.shared.health.space()
     }
 
     async fn append(&self, event: NewEvent) -> Result<Appended, AppendError> {

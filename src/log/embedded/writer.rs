@@ -133,7 +133,7 @@ impl Writer {
 
     /// What is to be done once in a while: see whether the disk is well, and delete what is too old.
     fn tick(&mut self) {
-        self.shared.health.examine(&self.shared.directory);
+        self.shared.health.examine();
         if let Err(error) = self.indexer.examine() {
             self.index_failed(&error);
         }
@@ -426,7 +426,7 @@ impl Writer {
     fn is_writable(&self, request: &Request) -> Result<(), AppendError> {
         match request {
             Request::Release(..) | Request::Erase(..) => self.shared.health.has_not_failed(),
-            _ => self.shared.health.writable(&self.shared.directory),
+            _ => self.shared.health.writable(),
         }
     }
 

@@ -290,24 +290,29 @@ fn log_figures(log: &dyn EventLog, figures: &mut Figures<'_>) -> fmt::Result {
 }
 
 fn disk(log: &dyn EventLog, figures: &mut Figures<'_>) -> fmt::Result {
-    let Some(DiskSpace {
-        free_bytes,
-        min_free_bytes,
-    }) = log.disk_space()
-    else {
+    let space = log.disk_space();
+    if space.is_empty() {
         return Ok(());
+    }
+    let series = |value: fn(&DiskSpace) -> u64| {
+        let one = move |space: &DiskSpace| ([("directory", space.directory)], value(space));
+        space.iter().map(one).collect::<Vec<_>>()
     };
-    figures.gauge(
-        &figure("log_disk_free", "What is free on the disk of the log.").in_unit(Unit::Bytes),
-        free_bytes,
+    figures.gauges(
+        &figure(
+            "log_disk_free",
+            "What is free on the disk of the log, and on that of its keys.",
+        )
+        .in_unit(Unit::Bytes),
+        series(|space| space.free_bytes),
     )?;
-    figures.gauge(
+    figures.gauges(
         &figure(
             "log_disk_min_free",
             "With less than this free, nothing is written.",
         )
         .in_unit(Unit::Bytes),
-        min_free_bytes,
+        series(|space| space.min_free_bytes),
     )
 }
 

@@ -80,6 +80,11 @@ impl SimulatedDisk {
         self.state().faults.reads = fault;
     }
 
+    /// Sets what `free_bytes` answers for a directory that is on a volume of its own.
+    pub(crate) fn set_free_bytes_of(&self, directory: &Path, free_bytes: u64) {
+        self.state().volume = Some((directory.to_owned(), free_bytes));
+    }
+
     /// Sets what `free_bytes` answers. Nothing else follows from it: [`fail_writes`](Self::fail_writes) fills the disk.
     pub(crate) fn set_free_bytes(&self, free_bytes: u64) {
         self.state().free_bytes = free_bytes;
@@ -204,10 +209,13 @@ impl Disk for SimulatedDisk {
         struck
     }
 
-    fn free_bytes(&self, _directory: &Path) -> io::Result<u64> {
+    fn free_bytes(&self, directory: &Path) -> io::Result<u64> {
         let state = self.state();
         state.check_power()?;
-        Ok(state.free_bytes)
+        match &state.volume {
+            Some((volume, free_bytes)) if volume == directory => Ok(*free_bytes),
+            _ => Ok(state.free_bytes),
+        }
     }
 }
 
@@ -280,6 +288,7 @@ struct State {
     next_inode: InodeId,
     faults: Faults,
     free_bytes: u64,
+    volume: Option<(PathBuf, u64)>,
     crash_points: u64,
     power_limit: Option<u64>,
     rng: Rng,
@@ -293,6 +302,7 @@ impl State {
             next_inode: 0,
             faults: Faults::default(),
             free_bytes: PLENTY,
+            volume: None,
             crash_points: 0,
             power_limit: None,
             rng,
