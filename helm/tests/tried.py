@@ -3,7 +3,9 @@
 import copy
 import json
 import pathlib
+import re
 import shutil
+import subprocess
 import tempfile
 import tomllib
 
@@ -114,21 +116,75 @@ def upgrade_fails():
         yield "a change of the configuration does not restart the server"
 
 
-def forgotten_keys(schema=None, table=None, path="config"):
-    """The keys of src/config.default.toml that values.schema.json does not know, and those that it knows alone."""
-    text = (chart.ROOT / "src/config.default.toml").read_text()
-    if schema is None:
-        schema = json.loads((chart.CHART / "values.schema.json").read_text())["properties"]["config"]
-        table = tomllib.loads(text)
-    known = schema["properties"]
-    for key, value in table.items():
-        if key not in known:
-            yield f"{path}.{key} is not in values.schema.json"
-        elif isinstance(value, dict):
-            yield from forgotten_keys(known[key], value, f"{path}.{key}")
-    for key in known.keys() - table.keys():
-        if key not in text:
-            yield f"{path}.{key} is in values.schema.json, and not in src/config.default.toml"
+def forgotten_keys(verdict):
+    """The keys that verdict knows and values.schema.json does not, and the other way round, at each place of a configuration."""
+    schema = json.loads((chart.CHART / "values.schema.json").read_text())
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "verdict.toml"
+        for place, keys in tables(schema["properties"]["config"], schema["$defs"]):
+            known = keys_of_verdict(verdict, path, place)
+            name = ".".join(["config", *place])
+            if known - keys:
+                yield f"{name}: values.schema.json does not know {', '.join(sorted(known - keys))}"
+            if keys - known:
+                yield f"{name}: verdict does not know {', '.join(sorted(keys - known))}"
+
+
+def tables(schema, shared, place=()):
+    """The tables of a schema that name their keys, each as its place and these keys. `[]` in a place is an array."""
+    schema = shared[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
+    if "items" in schema:
+        yield from tables(schema["items"], shared, (*place, "[]"))
+    if "properties" in schema:
+        # A constant is how the schema says what not to write.
+        keys = {key: value for key, value in schema["properties"].items() if "const" not in value}
+        yield place, set(keys)
+        for key, value in keys.items():
+            yield from tables(value, shared, (*place, key))
+
+
+def keys_of_verdict(verdict, path, place):
+    """What verdict says that it takes at a place, when it finds there what it does not take."""
+    value = "{ not-a-key = 0 }"
+    for part in reversed(place[1:]):
+        value = f"[{value}]" if part == "[]" else f"{{ {part} = {value} }}"
+    path.write_text(f"{place[0]} = {value}" if place else "not-a-key = 0")
+    environment = {"VERDICT_CONFIG": str(path)}
+    said = subprocess.run([verdict, "check-config"], env=environment, capture_output=True, text=True).stderr
+    if "unknown field `not-a-key`" not in said:
+        raise ValueError(f"verdict takes {path.read_text()}, or says something else of it: {said}")
+    return set(re.findall(r"`([^`]+)`", said.partition(" for key ")[0])) - {"not-a-key"}
+
+
+# What nothing else may be: by the Pod Security Standard, or for the master key.
+FIXED = {("podSecurityContext", "runAsNonRoot"), ("podSecurityContext", "seccompProfile", "type"),
+         ("podSecurityContext", "fsGroupChangePolicy")}
+
+
+def untried_values():
+    """The values that are what they are by default in every value set: nothing has rendered what else they may be."""
+    default = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    sets = [yaml.safe_load(values.read_text()) for values in chart.value_sets()]
+    for path, value in leaves(default):
+        if path not in FIXED and all(found(values, path, value) == value for values in sets):
+            yield f"{'.'.join(path)} has its default in every value set of ci"
+
+
+def leaves(values, path=()):
+    """The values that are no map, or an empty one."""
+    if not isinstance(values, dict) or not values:
+        yield path, values
+        return
+    for key, value in values.items():
+        yield from leaves(value, (*path, key))
+
+
+def found(values, path, default):
+    for key in path:
+        if not isinstance(values, dict) or key not in values:
+            return default
+        values = values[key]
+    return values
 
 
 # What is hard to write in TOML, or to keep as it is on the way through Helm, in which all numbers are floats.
