@@ -11,7 +11,7 @@ use serde_json::Number;
 
 use super::Text;
 
-/// Any JSON, with a member that is given twice refused. Text is borrowed as in [`Text`](super::Text).
+/// Any JSON, with a member that is given twice refused. Text is borrowed as in [`Text`].
 ///
 /// `serde_json::Value` keeps the last of two, reads a certain member name as JSON once more, past the limit on depth, and
 /// copies all text.
