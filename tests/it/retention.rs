@@ -111,6 +111,35 @@ async fn the_oldest_events_go_when_there_are_too_many() {
     assert_eq!((log.start(), log.tail().end()), (start, Position(501)));
 }
 
+#[tokio::test]
+async fn a_file_that_was_deleted_and_is_there_again_is_deleted_again() {
+    let directory = TempDir::new().unwrap();
+    let config = LogConfig {
+        retention: Retention {
+            events_max_bytes: 80_000,
+            ..Default::default()
+        },
+        ..log_config(directory.path())
+    };
+    let log = open(&config);
+    let _ = log.append(event(1)).await.unwrap();
+    let first = directory.path().join("events/00000000000000000001.log");
+    for number in 2..=20 {
+        let _ = log.append(event(number)).await.unwrap();
+    }
+    let kept = fs::read(&first).unwrap();
+    for number in 21..=500 {
+        let _ = log.append(event(number)).await.unwrap();
+    }
+    eventually(|| !first.exists() && log.start() > Position(300)).await;
+    drop(log);
+    // As a power cut brings it back when the sync of its directory had failed.
+    fs::write(&first, kept).unwrap();
+    let log = open(&config);
+    assert!(!first.exists() && log.start() > Position(300));
+    assert_eq!(log.tail().end(), Position(500));
+}
+
 /// The bytes of the files that hold events.
 fn log_files(directory: &Path) -> u64 {
     let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);

@@ -14,8 +14,9 @@ use super::{
     meta,
     quarantine::Quarantine,
     record::MetaRecord,
-    retention,
+    recovery, retention,
     seal::{Kind, MasterKeys},
+    segment::Directory,
     segments::{Promise, Sealing, Segments},
 };
 use crate::{
@@ -64,6 +65,12 @@ impl Files {
         const BYTES_PER_KEY: u64 = 1024;
         let segment_bytes = retention::segment_bytes(config);
         let directory = config.path.join(Kind::Events.directory());
+        let of_events = Directory {
+            disk: Arc::clone(disk),
+            path: directory.clone(),
+            log_id,
+        };
+        delete_again(&of_events, config, meta)?;
         let events = Segments::open(
             Arc::clone(disk),
             &directory,
@@ -109,6 +116,25 @@ impl Files {
             )?,
         })
     }
+}
+
+/// Deletes again what retention had deleted. The sync of a directory can fail over a deletion; then the name stays in doubt, and a
+/// power cut may bring the file back long after those that followed it are gone for good.
+fn delete_again(
+    events: &Directory,
+    config: &LogConfig,
+    meta: &MetaRecord,
+) -> Result<(), OpenError> {
+    let deleted = recovery::deleted(events, meta.start)?;
+    if deleted.is_empty() {
+        return Ok(());
+    }
+    // The note of it may not have reached the disk either, and must before anything goes because of it.
+    meta::write(events.disk.as_ref(), &config.path, meta)?;
+    for base in deleted {
+        events.remove(base)?;
+    }
+    Ok(())
 }
 
 /// The directories of a log and of its keys. They will hold personal data: nobody else may look into them.

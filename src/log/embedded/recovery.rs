@@ -95,6 +95,14 @@ fn recover_segments(
     Ok(Some(Recovered { segments, active }))
 }
 
+/// The first numbers of the segments of which retention had deleted all records, up to this number, and which are there.
+pub(super) fn deleted(directory: &Directory, deleted_to: u64) -> Result<Vec<u64>, OpenError> {
+    let bases = find(directory)?;
+    let with_next = bases.iter().zip(bases.iter().skip(1));
+    let deleted = with_next.take_while(|(_, next)| next.0 <= deleted_to + 1);
+    Ok(deleted.map(|(segment, _)| segment.0).collect())
+}
+
 /// The first numbers of the segments in a directory, in order, each with whether the bodies were dropped. Removes what was
 /// never finished.
 fn find(directory: &Directory) -> Result<Vec<(u64, bool)>, OpenError> {

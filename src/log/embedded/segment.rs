@@ -145,6 +145,17 @@ impl Directory {
         self.path.join(name)
     }
 
+    /// Removes the files of the segment that begins with this number.
+    pub(super) fn remove(&self, base: u64) -> io::Result<()> {
+        for extension in [INDEX, LOG, HEADS] {
+            match self.disk.remove(&self.join(name(base, extension))) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn sync(&self) -> io::Result<()> {
         self.disk.sync_directory(&self.path)
     }

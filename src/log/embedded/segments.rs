@@ -19,7 +19,7 @@ use super::{
     frame::{FrameError, FrameReader, Frames, NewFrame, Parts},
     keys::Keys,
     recovery,
-    segment::{Directory, HEADS, INDEX, LOG, Segment, TEMPORARY},
+    segment::{Directory, LOG, Segment, TEMPORARY},
     slots::{Slot, Slots},
     view::{CHUNK_BYTES, View},
 };
@@ -274,15 +274,7 @@ impl Segments {
         let Some(oldest) = segments.front().filter(|_| segments.len() > 1) else {
             return Ok(());
         };
-        for extension in [INDEX, LOG, HEADS] {
-            match directory
-                .disk
-                .remove(&directory.join(oldest.name(extension)))
-            {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => removed.map_err(WriteError::Write)?,
-            }
-        }
+        directory.remove(oldest.base).map_err(WriteError::Write)?;
         if let Promise::Durable(_) = self.promise {
             directory.sync().map_err(WriteError::Sync)?;
         }
