@@ -453,7 +453,7 @@ pub fn describe(
             provider: source.provider.name().to_owned(),
             account: source.account.clone(),
             environment: environment.into(),
-            payload_sha256: hex(webhook.payload_sha256()),
+            payload_sha256: base16ct::lower::encode_string(webhook.payload_sha256()),
             signature_scheme: webhook.scheme().name.to_owned(),
             secret_id: webhook.secret_id().to_owned(),
             ..told
@@ -461,13 +461,6 @@ pub fn describe(
         normalizer_version: NORMALIZER_VERSION.to_owned(),
         ..event
     }
-}
-
-/// A hash in hex, not character by character as `hex::encode` writes it.
-fn hex(sha256: &[u8; 32]) -> String {
-    let mut text = vec![0; 64];
-    hex::encode_to_slice(sha256, &mut text).expect("a byte takes two digits");
-    String::from_utf8(text).expect("hex is ASCII")
 }
 
 /// A time as the rest of the program has it. `None` for one that no clock shows.

@@ -10,6 +10,7 @@ use aws_lc_rs::{
     constant_time,
     rand::{SecureRandom, SystemRandom},
 };
+use base16ct::{lower, mixed};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -32,8 +33,8 @@ impl TokenHash {
     /// A hash as the configuration has it: 64 hex digits.
     pub fn parse(text: &str) -> Option<Self> {
         let mut hash = [0; 32];
-        hex::decode_to_slice(text.trim(), &mut hash).ok()?;
-        Some(Self(hash))
+        let decoded = mixed::decode(text.trim(), &mut hash).ok()?;
+        (decoded.len() == 32).then_some(Self(hash))
     }
 
     /// Whether the two are the same, found out in constant time.
@@ -44,7 +45,7 @@ impl TokenHash {
 
 impl fmt::Display for TokenHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        f.write_str(&lower::encode_string(&self.0))
     }
 }
 

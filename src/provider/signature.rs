@@ -6,6 +6,7 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
+use base16ct::{lower, mixed};
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac, digest::CtOutput};
 use jiff::Timestamp;
@@ -137,7 +138,7 @@ struct Value {
 impl Value {
     fn new(text: SecretSlice<u8>) -> Self {
         let sha256 = Zeroizing::new(sha256(text.expose_secret()));
-        let sha256_hex = Zeroizing::new(hex::encode(sha256.as_slice()));
+        let sha256_hex = Zeroizing::new(lower::encode_string(sha256.as_slice()));
         Self {
             of_text: Hmacs::new(text.expose_secret()),
             of_sha256_hex: Hmacs::new(sha256_hex.as_bytes()),
@@ -356,8 +357,8 @@ impl Scheme {
     /// A MAC from hex of the right length.
     fn mac(&self, text: &str) -> Option<ClaimedMac> {
         let (mut bytes, len) = ([0; Hash::MAX_BYTES], self.hash.size_bytes());
-        hex::decode_to_slice(text, &mut bytes[..len]).ok()?;
-        Some(ClaimedMac { bytes, len })
+        let decoded = mixed::decode(text, &mut bytes).ok()?;
+        (decoded.len() == len).then_some(ClaimedMac { bytes, len })
     }
 
     /// The bytes that are signed, without the time, which changes with each attempt.
@@ -464,8 +465,8 @@ impl Hash {
     /// The MAC of `<prefix>.<message>`, in lower-case hex.
     fn hex(self, hmacs: &Hmacs, prefix: Option<&str>, message: &[u8]) -> String {
         match self {
-            Self::Sha1 => hex::encode(mac(&hmacs.sha1, prefix, message).as_bytes()),
-            Self::Sha256 => hex::encode(mac(&hmacs.sha256, prefix, message).as_bytes()),
+            Self::Sha1 => lower::encode_string(mac(&hmacs.sha1, prefix, message).as_bytes()),
+            Self::Sha256 => lower::encode_string(mac(&hmacs.sha256, prefix, message).as_bytes()),
         }
     }
 }

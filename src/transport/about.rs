@@ -200,7 +200,7 @@ impl Auditable for EraseSubjectRequest {
         About {
             provider: self.provider.clone(),
             account: account.to_owned(),
-            subject_sha256: hex::encode(Sha256::digest(text)),
+            subject_sha256: base16ct::lower::encode_string(&Sha256::digest(text)),
             ..About::default()
         }
     }

@@ -306,7 +306,7 @@ fn every_configuration_in_the_readme_can_be_used() {
         let key = directory.path().join("key.pem");
         fs::copy("tests/fixtures/kayle/k1.pem", &key).unwrap();
         let hash = directory.path().join("sha256");
-        fs::write(&hash, hex::encode([7; 32])).unwrap();
+        fs::write(&hash, base16ct::lower::encode_string(&[7; 32])).unwrap();
         // Whatever a secret is read from is there in the place where the reader has it.
         let mut text = String::new();
         let mut environment = Variables::new();

@@ -48,7 +48,9 @@ fn key(key: &IdempotencyKey) -> String {
     match key {
         IdempotencyKey::ProviderEventId(id) => format!("provider event id {id}"),
         IdempotencyKey::Fields(fields) => format!("fields {fields:?}"),
-        IdempotencyKey::SignedBytes(sha256) => format!("signed bytes {}", hex::encode(sha256)),
+        IdempotencyKey::SignedBytes(sha256) => {
+            format!("signed bytes {}", base16ct::lower::encode_string(sha256))
+        }
     }
 }
 

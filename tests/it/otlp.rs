@@ -158,14 +158,19 @@ fn span(span: &wire::Span) -> Span {
     Span {
         name: span.name.clone(),
         kind: span.kind(),
-        trace_id: hex::encode(&span.trace_id),
-        span_id: hex::encode(&span.span_id),
-        parent_id: hex::encode(&span.parent_span_id),
+        trace_id: base16ct::lower::encode_string(&span.trace_id),
+        span_id: base16ct::lower::encode_string(&span.span_id),
+        parent_id: base16ct::lower::encode_string(&span.parent_span_id),
         attributes: attributes(&span.attributes),
         links: span
             .links
             .iter()
-            .map(|link| (hex::encode(&link.trace_id), hex::encode(&link.span_id)))
+            .map(|link| {
+                (
+                    base16ct::lower::encode_string(&link.trace_id),
+                    base16ct::lower::encode_string(&link.span_id),
+                )
+            })
             .collect(),
         is_error: span.status.as_ref().is_some_and(|status| {
             assert_eq!(status.message, "");

@@ -471,7 +471,7 @@ async fn a_caller_is_named_and_its_trace_believed_once_it_is_known() {
     place.configure(&format!(
         "[[callers]]\nname = \"gateway\"\ntokens = [{{ id = \"a\", sha256 = \"{}\" }}]\n\
          [[callers.grants]]\nscopes = [\"ingest\"]\n",
-        hex::encode(sha256(token.as_bytes()))
+        base16ct::lower::encode_string(&sha256(token.as_bytes()))
     ));
     let serving = place.serve();
     let mut client = serving.client().await;

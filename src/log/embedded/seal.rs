@@ -16,6 +16,7 @@ use aws_lc_rs::{
     error::Unspecified,
     rand,
 };
+use base16ct::lower;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use uuid::Uuid;
@@ -379,7 +380,11 @@ pub fn new_master_key() -> Result<Zeroizing<String>, Unspecified> {
     rand::fill(&mut id)?;
     rand::fill(&mut key[..])?;
     let key = Zeroizing::new(BASE64_STANDARD.encode(&key[..]));
-    Ok(Zeroizing::new(format!("{} {}", hex::encode(id), *key)))
+    Ok(Zeroizing::new(format!(
+        "{} {}",
+        lower::encode_string(&id),
+        *key
+    )))
 }
 
 #[cfg(test)]

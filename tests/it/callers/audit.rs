@@ -220,7 +220,7 @@ async fn every_rpc_of_operators_is_recorded_and_before_it_begins_if_it_may_chang
         .await
         .expect("a walk");
     let text = fs::read_to_string(&house.audit).expect("an audit log");
-    let hash = hex::encode(verdict::provider::signature::sha256(
+    let hash = base16ct::lower::encode_string(&verdict::provider::signature::sha256(
         b"gu1\0default\0person-1",
     ));
     assert!(text.contains(&hash) && !text.contains("person-1"));

@@ -41,7 +41,8 @@ use crate::support::{PATIENCE, connect, fixture_source, memory_log};
 
 /// A caller with a token that is its name, and these grants: pairs of scopes and limits, as the configuration has them.
 fn caller(name: &str, grants: &[(&str, &str)]) -> String {
-    let hash = hex::encode(verdict::provider::signature::sha256(name.as_bytes()));
+    let hash =
+        base16ct::lower::encode_string(&verdict::provider::signature::sha256(name.as_bytes()));
     let mut text = format!(
         "[[callers]]\nname = \"{name}\"\ntokens = [{{ id = \"{name}-token\", sha256 = \"{hash}\" }}]\n"
     );

@@ -261,7 +261,8 @@ fn the_command_prints_a_token_and_what_to_configure() {
     let (_, line) = line
         .split_once("tokens = ")
         .expect("a line for the configuration");
-    let hash = hex::encode(verdict::provider::signature::sha256(token.as_bytes()));
+    let hash =
+        base16ct::lower::encode_string(&verdict::provider::signature::sha256(token.as_bytes()));
     assert_eq!(
         line.trim_end(),
         format!("[{{ id = \"2026-06\", sha256 = \"{hash}\" }}]")
