@@ -38,16 +38,11 @@ impl<'i> Pending<'i> {
         self.count(ended);
         let provider = self.source.provider.name();
         let span = Span::current();
-        span.set_attribute("provider.name", provider);
-        match ended {
-            Ok(outcome) => span.set_attribute("verdict.ingest.status", status(outcome)),
-            Err(error) => {
-                span.set_attribute("verdict.ingest.rejection", reason(error));
-                self.metrics.rejected(provider, reason(error));
-            }
+        if !span.is_none() {
+            describe(&span, provider, ended);
         }
-        if let Ok(Outcome::Accepted(place) | Outcome::Duplicate(place)) = ended {
-            span.set_attribute("event.id", place.event_id.to_string());
+        if let Err(error) = ended {
+            self.metrics.rejected(provider, reason(error));
         }
         let exemplar = traces::exemplar(&span);
         self.metrics
@@ -94,6 +89,18 @@ impl Drop for Pending<'_> {
             let provider = self.source.provider.name();
             self.metrics.rejected(provider, "failed");
         }
+    }
+}
+
+/// Tells in a span how a delivery has ended.
+fn describe(span: &Span, provider: &'static str, ended: &Result<Outcome, IngestError>) {
+    span.set_attribute("provider.name", provider);
+    match ended {
+        Ok(outcome) => span.set_attribute("verdict.ingest.status", status(outcome)),
+        Err(error) => span.set_attribute("verdict.ingest.rejection", reason(error)),
+    }
+    if let Ok(Outcome::Accepted(place) | Outcome::Duplicate(place)) = ended {
+        span.set_attribute("event.id", place.event_id.to_string());
     }
 }
 

@@ -231,12 +231,13 @@ impl Shares {
 #[derive(Clone)]
 pub(super) struct Admitted<S> {
     service: S,
-    shared: Shared,
+    // Cloned with each call.
+    shared: Arc<Shared>,
 }
 
 impl<S> Admitted<S> {
     pub(super) fn new(service: S, shared: &Shared) -> Self {
-        let shared = shared.clone();
+        let shared = Arc::new(shared.clone());
         Self { service, shared }
     }
 }

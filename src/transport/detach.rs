@@ -6,12 +6,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_util::{FutureExt, StreamExt, TryFutureExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::CatchUnwind, stream::FuturesUnordered};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
 /// Work that goes on, on a task of its own, when it is dropped before its end. Until then it is driven by whoever waits for
 /// it, so that work for which somebody waits costs no task.
@@ -20,7 +20,9 @@ pub(super) struct DetachOnDrop<T: Send + 'static> {
     work: Option<Work<T>>,
 }
 
-type Work<T> = Pin<Box<dyn Future<Output = Result<T, Panicked>> + Send>>;
+// In its box before all else: whatever is put around it is moved about, and the work itself is large.
+type Work<T> =
+    TrackedFuture<CatchUnwind<AssertUnwindSafe<Pin<Box<dyn Future<Output = T> + Send>>>>>;
 
 /// The work has panicked. The text of the panic is not here, because it may quote a webhook.
 pub(super) struct Panicked;
@@ -28,9 +30,10 @@ pub(super) struct Panicked;
 impl<T: Send + 'static> DetachOnDrop<T> {
     /// Work that `tasks` waits for, from now on.
     pub(super) fn new(tasks: &TaskTracker, work: impl Future<Output = T> + Send + 'static) -> Self {
-        let work = AssertUnwindSafe(work).catch_unwind().map_err(|_| Panicked);
+        let work: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(work);
+        let work = AssertUnwindSafe(work).catch_unwind();
         Self {
-            work: Some(Box::pin(tasks.track_future(work))),
+            work: Some(tasks.track_future(work)),
         }
     }
 }
@@ -42,11 +45,11 @@ impl<T: Send + 'static> Future for DetachOnDrop<T> {
         let Some(work) = &mut self.work else {
             return Poll::Pending;
         };
-        let polled = work.as_mut().poll(context);
+        let polled = Pin::new(work).poll(context);
         if polled.is_ready() {
             self.work = None;
         }
-        polled
+        polled.map_err(|_| Panicked)
     }
 }
 
