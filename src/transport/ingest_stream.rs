@@ -45,7 +45,7 @@ const MAX_CORRELATION_ID_BYTES: usize = 128;
 
 /// One stream.
 pub(super) struct IngestStream {
-    shared: Shared,
+    shared: Arc<Shared>,
     call: Call,
     share: Arc<Share>,
     /// The requests; `None` when no more are read.
@@ -78,7 +78,7 @@ impl IngestStream {
         let permit = shared.rooms.ingest_streams.enter(&share.ingest_streams)?;
         Ok(Self {
             driver: Driver::new(&shared.ingests, MAX_IN_FLIGHT),
-            shared,
+            shared: Arc::new(shared),
             call: call.with_permit(permit),
             share,
             requests: Some(requests),
@@ -91,7 +91,8 @@ impl IngestStream {
 
     /// The answers, in the order in which the webhooks are done.
     pub(super) fn responses(self) -> Responses<IngestStreamResponse> {
-        Box::pin(stream::unfold(self, |mut stream| async move {
+        // In a box: it is moved with each answer.
+        Box::pin(stream::unfold(Box::new(self), |mut stream| async move {
             let span = stream.call.span().clone();
             let response = stream.next().instrument(span).await?;
             Some((response, stream))
@@ -148,7 +149,7 @@ impl IngestStream {
             Ok(begun) => Ok(begun.driven_by(&self.driver)),
             Err(refused) => Err((refused, self.count_refused())),
         };
-        let shared = self.shared.clone();
+        let shared = Arc::clone(&self.shared);
         self.answers.push(Box::pin(async move {
             let result = match begun {
                 Ok(begun) => shared.finish(begun).await,

@@ -48,9 +48,10 @@ impl Shared {
         let options = self.options(caller, request).await?;
         let log = Arc::clone(&self.log);
         let subscription = Subscription::new(log, options, self.draining.clone());
-        let open = (subscription, self.clone(), consumer, permit);
+        // In a box: it is moved with each event.
+        let open = Box::new((subscription, self.clone(), consumer, permit));
         let responses = stream::unfold(open, |mut open| async move {
-            let (subscription, shared, consumer, _permit) = &mut open;
+            let (subscription, shared, consumer, _permit) = open.as_mut();
             let response = match subscription.next().await? {
                 Ok(delivery) => Ok(shared.deliver(delivery, subscription.is_live(), consumer)),
                 Err(EndError::Draining) => Err(status::draining()),
