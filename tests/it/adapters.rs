@@ -52,6 +52,34 @@ fn event_of(source: &Source, body: &str) -> VerificationEvent {
 }
 
 #[test]
+fn what_an_adapter_does_not_read_costs_no_allocation() {
+    for (source, sample) in signed_samples() {
+        let allocations = |unused: usize| {
+            let webhook = sign(&source, &with_unused(&sample.payload, unused));
+            let take = || {
+                let verified = source.verify(webhook, now()).unwrap();
+                assert!(source.normalize(&verified).is_ok());
+            };
+            allocation_counter::measure(take).count_total
+        };
+        // What is made once for all webhooks.
+        allocations(1);
+        let name = source.schemes[0].name;
+        // With the first one, the parser makes room to keep track of where it is.
+        assert_eq!(allocations(1), allocations(200), "{name}");
+    }
+}
+
+/// A body with so many more members.
+fn with_unused(body: &[u8], unused: usize) -> String {
+    let body = std::str::from_utf8(body).unwrap();
+    let (members, _) = body.rsplit_once('}').unwrap();
+    let unused = (0..unused)
+        .map(|number| format!(r#","unused_{number}":{{"a":[{number},"b\n\u00e9",null],"c":1.5}}"#));
+    format!("{members}{}}}", unused.collect::<String>())
+}
+
+#[test]
 fn every_provider_has_one_name_and_a_sample_for_each_scheme() {
     let names: Vec<&str> = PROVIDERS.iter().map(|provider| provider.name()).collect();
     assert!(names.is_sorted(), "{names:?}");
