@@ -273,6 +273,44 @@ async fn the_quarantine_is_bounded_by_age_and_size() {
 }
 
 #[tokio::test]
+async fn a_file_of_the_quarantine_that_was_deleted_and_is_there_again_is_deleted_again() {
+    let directory = TempDir::new().unwrap();
+    let config = LogConfig {
+        retention: Retention {
+            quarantine_max_bytes: 80_000,
+            ..Default::default()
+        },
+        ..log_config(directory.path())
+    };
+    let log = open(&config);
+    let kind = QuarantineKind::Genuine;
+    let now = real_now().as_second();
+    log.quarantine(quarantined(1, kind, now)).await.unwrap();
+    let first = directory.path().join("quarantine/00000000000000000001.log");
+    for number in 2..=20 {
+        log.quarantine(quarantined(number, kind, now))
+            .await
+            .unwrap();
+    }
+    let kept = fs::read(&first).unwrap();
+    for number in 21..=300 {
+        log.quarantine(quarantined(number, kind, now))
+            .await
+            .unwrap();
+    }
+    eventually(|| !first.exists() && log.stats().genuine.dropped > 200).await;
+    drop(log);
+    // As a power cut brings it back when the sync of its directory had failed.
+    fs::write(&first, kept).unwrap();
+    let log = open(&config);
+    assert!(!first.exists());
+    let deliveries = log.stats().genuine.deliveries;
+    assert!((1..100).contains(&deliveries), "{deliveries}");
+    let newest = log.find_quarantined(Uuid::from_u128(300)).await.unwrap();
+    assert!(newest.is_some());
+}
+
+#[tokio::test]
 async fn what_is_released_takes_no_space() {
     let directory = TempDir::new().unwrap();
     let config = log_config(directory.path());

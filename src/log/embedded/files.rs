@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use uuid::Uuid;
+
 use super::{
     OpenError,
     keys::Keys,
@@ -65,12 +67,7 @@ impl Files {
         const BYTES_PER_KEY: u64 = 1024;
         let segment_bytes = retention::segment_bytes(config);
         let directory = config.path.join(Kind::Events.directory());
-        let of_events = Directory {
-            disk: Arc::clone(disk),
-            path: directory.clone(),
-            log_id,
-        };
-        delete_again(&of_events, config, meta)?;
+        delete_again(disk, config, meta, log_id)?;
         let events = Segments::open(
             Arc::clone(disk),
             &directory,
@@ -121,18 +118,31 @@ impl Files {
 /// Deletes again what retention had deleted. The sync of a directory can fail over a deletion; then the name stays in doubt, and a
 /// power cut may bring the file back long after those that followed it are gone for good.
 fn delete_again(
-    events: &Directory,
+    disk: &Arc<dyn Disk>,
     config: &LogConfig,
     meta: &MetaRecord,
+    log_id: Uuid,
 ) -> Result<(), OpenError> {
-    let deleted = recovery::deleted(events, meta.start)?;
+    let mut deleted = Vec::new();
+    for (kind, deleted_to) in [
+        (Kind::Events, meta.start),
+        (Kind::Genuine, meta.genuine_start),
+    ] {
+        let directory = Directory {
+            disk: Arc::clone(disk),
+            path: config.path.join(kind.directory()),
+            log_id,
+        };
+        let bases = recovery::deleted(&directory, deleted_to)?;
+        deleted.extend(bases.into_iter().map(|base| (directory.clone(), base)));
+    }
     if deleted.is_empty() {
         return Ok(());
     }
     // The note of it may not have reached the disk either, and must before anything goes because of it.
-    meta::write(events.disk.as_ref(), &config.path, meta)?;
-    for base in deleted {
-        events.remove(base)?;
+    meta::write(disk.as_ref(), &config.path, meta)?;
+    for (directory, base) in deleted {
+        directory.remove(base)?;
     }
     Ok(())
 }

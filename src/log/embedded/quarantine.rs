@@ -291,8 +291,12 @@ impl Quarantine {
         self.segments.sync()
     }
 
-    /// Deletes what is too old, too much, or no longer needed.
-    pub(super) fn retain(&mut self, now: i64) -> Result<(), WriteError> {
+    /// Deletes what is too old, too much, or no longer needed. Before a file goes, its last number is noted.
+    pub(super) fn retain(
+        &mut self,
+        now: i64,
+        mut note: impl FnMut(u64) -> io::Result<()>,
+    ) -> Result<(), WriteError> {
         self.segments.destroy_condemned()?;
         if let Some(max) = self.limits.max_deliveries {
             let mut present = self.view.present();
@@ -309,6 +313,7 @@ impl Quarantine {
             if self.segments.view.segments().len() == 1 {
                 self.segments.roll()?;
             }
+            note(last).map_err(WriteError::Write)?;
             self.segments.delete_oldest()?;
             self.view.present().drop_through(last);
         }

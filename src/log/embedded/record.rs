@@ -224,6 +224,9 @@ pub(super) struct MetaRecord {
     /// The last event that retention has deleted, or was about to.
     #[prost(uint64, tag = "5")]
     pub(super) start: u64,
+    /// The same of the quarantine of genuine deliveries: the last record.
+    #[prost(uint64, tag = "6")]
+    pub(super) genuine_start: u64,
 }
 
 /// The last records of a log that was closed.

@@ -244,11 +244,16 @@ impl Writer {
             return;
         }
         let now = now();
-        for quarantine in [&mut self.genuine, &mut self.unverified] {
-            if let Err(error) = quarantine.retain(now) {
-                self.shared.health.trouble(error);
-                return;
-            }
+        let (shared, meta) = (&self.shared, &mut self.meta);
+        let note = |last| {
+            meta.genuine_start = last;
+            meta::write(shared.disk.as_ref(), &shared.directory, meta)
+        };
+        let retained = self.genuine.retain(now, note);
+        // What comes back of the other one is thrown away with all of it: nobody was promised anything.
+        let retained = retained.and_then(|()| self.unverified.retain(now, |_| Ok(())));
+        if let Err(error) = retained {
+            shared.health.trouble(error);
         }
     }
 }
