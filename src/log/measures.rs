@@ -1,7 +1,9 @@
 //! What a log on disk tells of itself beside its size: how fast the disk is, and how much room it has.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::{
-    metrics::histogram::Histogram,
+    metrics::{counter::Counter, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
@@ -20,6 +22,8 @@ pub struct Measures {
     pub batch_events: Histogram,
     /// How long the disk took to make a batch durable.
     pub sync_seconds: Histogram,
+    /// How many seconds the index has waited because it could not be put in order as fast as it grew.
+    pub index_waited: Counter<f64, AtomicU64>,
 }
 
 impl Default for Measures {
@@ -27,6 +31,7 @@ impl Default for Measures {
         Self {
             batch_events: Histogram::new(BATCH_EVENTS),
             sync_seconds: Histogram::new(SYNC_SECONDS),
+            index_waited: Counter::default(),
         }
     }
 }
@@ -45,6 +50,12 @@ impl Measures {
             "How long the disk took to make a batch durable",
             Unit::Seconds,
             self.sync_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "log_index_wait",
+            "How long the index waited for its tables to be merged",
+            Unit::Seconds,
+            self.index_waited.clone(),
         );
     }
 }

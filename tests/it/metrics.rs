@@ -51,6 +51,7 @@ verdict_log_disk_min_free_bytes gauge directory
 verdict_log_encrypting gauge
 verdict_log_first_position gauge
 verdict_log_format gauge
+verdict_log_index_wait_seconds_total counter
 verdict_log_key_files gauge
 verdict_log_key_files_to_rewrap gauge
 verdict_log_last_position gauge
@@ -371,6 +372,7 @@ async fn values_are_right_after_known_traffic() {
     assert_eq!(value("verdict_log_batch_events_count", &[]), 3.0);
     assert_eq!(value("verdict_log_batch_events_sum", &[]), 3.0);
     assert_eq!(value("verdict_log_sync_duration_seconds_count", &[]), 3.0);
+    assert_eq!(value("verdict_log_index_wait_seconds_total", &[]), 0.0);
     assert!(value("process_resident_memory_bytes", &[]) > 1e6);
     assert!(value("process_open_fds", &[]) < value("process_max_fds", &[]));
     let start = value("process_start_time_seconds", &[]);

@@ -6,10 +6,11 @@
 
 use std::{
     path::Path,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicU64},
     thread,
 };
 
+use prometheus_client::metrics::counter::Counter;
 use prost::Message;
 use uuid::Uuid;
 
@@ -26,13 +27,13 @@ use crate::log::{Position, VerificationState};
 
 pub(super) use super::tables::IndexError;
 
-/// How many events make a portion full: they and those of one more batch still fit into maps of 2^15 buckets, about 5 MiB.
-/// There are two portions at most, and as many events are read again after a crash.
-const PORTION_EVENTS: u64 = 28_000;
+/// How many events make a portion full: they and those of one more batch still fit into maps of 2^17 buckets, about 20 MiB.
+/// There are two portions at most, and as many events are read again after a crash. The larger they are, the less is merged.
+const PORTION_EVENTS: u64 = 112_000;
 
 /// How many it is for segments of this size: not many more than one of them holds, so that small logs have small portions.
 pub(super) fn portion_events(segment_bytes: u64) -> usize {
-    const BYTES_PER_EVENT: u64 = 1024;
+    const BYTES_PER_EVENT: u64 = 512;
     (segment_bytes / BYTES_PER_EVENT).clamp(64, PORTION_EVENTS) as usize
 }
 
@@ -122,6 +123,11 @@ impl Indexer {
     pub(super) fn acknowledged_to(&self) -> Result<u64, IndexError> {
         let complete_to = self.index.tables.complete_to()?;
         Ok(complete_to.max(self.acknowledged.position.0))
+    }
+
+    /// How many seconds were waited for tables to be merged. Whoever holds it sees it grow.
+    pub(super) fn waited(&self) -> Counter<f64, AtomicU64> {
+        self.index.tables.waited.clone()
     }
 
     /// Everything up to here is no longer retained.

@@ -197,7 +197,10 @@ impl EmbeddedLog {
         let shared = Arc::new(Shared {
             openings,
             events: Arc::clone(&events.view),
-            measures: events.measures.clone(),
+            measures: Measures {
+                index_waited: indexer.waited(),
+                ..events.measures.clone()
+            },
             index: indexer.index.clone(),
             tail: Tail::new(end),
             health: Watchdog::new(Arc::clone(&disk), config),

@@ -208,6 +208,7 @@ impl Segments {
             let Measures {
                 batch_events,
                 sync_seconds,
+                ..
             } = &self.measures;
             sync_seconds.observe(began.elapsed().as_secs_f64());
             batch_events.observe(frames.records.len() as f64);
