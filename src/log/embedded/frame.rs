@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use crc32fast::Hasher;
 
 use crate::log::disk::DiskFile;
@@ -183,8 +183,10 @@ pub(super) enum Parts {
     All,
 }
 
-fn parse(buffer: &Bytes, parts: Parts) -> Parsed {
-    let Some(bytes) = buffer.first_chunk::<HEADER_BYTES>() else {
+/// What begins at a place of a buffer.
+fn parse(buffer: &Bytes, at: usize, parts: Parts) -> Parsed {
+    let record = &buffer[at..];
+    let Some(bytes) = record.first_chunk::<HEADER_BYTES>() else {
         return Parsed::Needs(HEADER_BYTES as u64);
     };
     let header = Header { bytes };
@@ -195,16 +197,16 @@ fn parse(buffer: &Bytes, parts: Parts) -> Parsed {
         Parts::Heads => head_end as u64,
         Parts::All => end,
     };
-    if (buffer.len() as u64) < needed {
+    if (record.len() as u64) < needed {
         return Parsed::Needs(needed);
     }
-    let head = buffer.slice(HEADER_BYTES..head_end);
-    if head_checksum(bytes, &head) != header.u32_at(0) {
+    if head_checksum(bytes, &record[HEADER_BYTES..head_end]) != header.u32_at(0) {
         return Parsed::Damaged("the checksum of a record's head does not match");
     }
+    let head = buffer.slice(at + HEADER_BYTES..at + head_end);
     let body = match parts {
         Parts::Heads => Bytes::new(),
-        Parts::All => buffer.slice(head_end..head_end + body_bytes as usize),
+        Parts::All => buffer.slice(at + head_end..at + head_end + body_bytes as usize),
     };
     if parts == Parts::All && crc32fast::hash(&body) != header.u32_at(12) {
         return Parsed::Damaged("the checksum of a record's body does not match");
@@ -242,8 +244,9 @@ pub(super) struct FrameReader {
     end: u64,
     parts: Parts,
     chunk_bytes: u64,
-    /// What has been read from `offset` on.
+    /// What has been read, and where in it `offset` is.
     buffer: Bytes,
+    at: usize,
 }
 
 impl FrameReader {
@@ -263,6 +266,7 @@ impl FrameReader {
             parts,
             chunk_bytes,
             buffer: Bytes::new(),
+            at: 0,
         }
     }
 
@@ -272,7 +276,7 @@ impl FrameReader {
             return Ok(None);
         }
         loop {
-            match parse(&self.buffer, self.parts) {
+            match parse(&self.buffer, self.at, self.parts) {
                 Parsed::Frame(frame, length) if length <= self.end - self.offset => {
                     self.advance(length);
                     return Ok(Some(frame));
@@ -288,10 +292,10 @@ impl FrameReader {
 
     /// Passes over the next record, by the lengths that it gives. Whether they are right shows at the record behind it.
     pub(super) fn pass(&mut self) -> Result<(), FrameError> {
-        if self.buffer.len() < HEADER_BYTES {
+        if self.buffer.len() - self.at < HEADER_BYTES {
             self.fill(HEADER_BYTES as u64)?;
         }
-        let Some(bytes) = self.buffer.first_chunk::<HEADER_BYTES>() else {
+        let Some(bytes) = self.buffer[self.at..].first_chunk::<HEADER_BYTES>() else {
             return Err(self.damaged("the file is shorter than it must be"));
         };
         let header = Header { bytes };
@@ -306,20 +310,26 @@ impl FrameReader {
 
     fn advance(&mut self, length: u64) {
         self.offset += length;
-        let read = self.buffer.len() as u64;
-        self.buffer.advance(read.min(length) as usize);
+        let rest = (self.buffer.len() - self.at) as u64;
+        self.at += rest.min(length) as usize;
     }
 
     /// Reads at least so many bytes from `offset` on.
     fn fill(&mut self, needed: u64) -> Result<(), FrameError> {
         let wanted = needed.max(self.chunk_bytes).min(self.end - self.offset);
-        let mut buffer = vec![0; usize::try_from(wanted).map_err(io::Error::other)?];
+        let wanted = usize::try_from(wanted).map_err(io::Error::other)?;
+        // The same memory as before, unless somebody has kept a record of it.
+        self.at = 0;
+        let mut buffer = std::mem::take(&mut self.buffer)
+            .try_into_mut()
+            .unwrap_or_default();
+        buffer.resize(wanted, 0);
         let read = self.file.read_at(&mut buffer, self.offset)?;
         buffer.truncate(read);
+        self.buffer = buffer.freeze();
         if (read as u64) < needed {
             return Err(self.damaged("the file is shorter than it must be"));
         }
-        self.buffer = Bytes::from(buffer);
         Ok(())
     }
 
@@ -349,7 +359,7 @@ impl FrameReader {
             if claimed > number
                 && synced >= number
                 && synced < claimed
-                && let Parsed::Frame(..) = parse(&rest.slice(at..), Parts::All)
+                && let Parsed::Frame(..) = parse(&rest, at, Parts::All)
             {
                 return Ok(true);
             }
