@@ -1,11 +1,12 @@
 //! Which events a subscriber wants.
 
-use std::{borrow::Borrow, collections::HashSet, hash::Hash};
+use std::{borrow::Borrow, collections::HashSet, hash::Hash, sync::Arc};
 
 use crate::{
     caller::Reach,
+    log::Wanted,
+    marks::{self, Field, FilteredEvent},
     proto::{Environment, EventFilter, EventKind, Finality, Outcome},
-    wire::{Fields, Value},
 };
 
 /// Which events to send. An empty set means all.
@@ -20,6 +21,8 @@ pub struct Filter {
     external_ids: HashSet<String>,
     verification_ids: HashSet<String>,
     final_only: bool,
+    /// For each field that is asked for, the marks of the values that it may have.
+    marks: Arc<[Vec<u64>]>,
     /// Which events there are for whoever asks.
     reach: Reach,
     /// Nothing is asked for, so no event needs to be looked into.
@@ -69,7 +72,23 @@ impl TryFrom<EventFilter> for Filter {
                 description: format!("holds more than {MAX_VALUES} values"),
             });
         }
+        let mut marks: Vec<Vec<u64>> = [
+            of_texts(Field::Provider, &providers),
+            of_texts(Field::Account, &accounts),
+            of_numbers(Field::Environment, &environments),
+            of_numbers(Field::Kind, &kinds),
+            of_numbers(Field::Outcome, &outcomes),
+            of_texts(Field::SubjectId, &subject_ids),
+            of_texts(Field::ExternalId, &external_ids),
+            of_texts(Field::VerificationId, &verification_ids),
+        ]
+        .into();
+        if final_only {
+            marks.push(of_numbers(Field::Finality, &[Finality::Final.into()]));
+        }
+        marks.retain(|any_of| !any_of.is_empty());
         Ok(Self {
+            marks: marks.into(),
             providers: HashSet::from_iter(providers),
             accounts: HashSet::from_iter(accounts),
             environments: known::<Environment>("filter.environments", environments)?,
@@ -83,6 +102,21 @@ impl TryFrom<EventFilter> for Filter {
             everything,
         })
     }
+}
+
+/// The marks of texts. None if one of them is empty, which stands for whatever an event does not have.
+fn of_texts(field: Field, texts: &[String]) -> Vec<u64> {
+    if texts.iter().any(String::is_empty) {
+        return Vec::new();
+    }
+    let marks = texts.iter().map(|text| marks::of_text(field, text));
+    marks.collect()
+}
+
+/// The marks of numbers.
+fn of_numbers(field: Field, numbers: &[i32]) -> Vec<u64> {
+    let marks = numbers.iter().map(|n| marks::of_number(field, *n));
+    marks.collect()
 }
 
 /// Values of an enum, without the one that means "not set".
@@ -121,6 +155,12 @@ impl Filter {
         }
     }
 
+    /// The same question as the log asks it.
+    pub fn wanted(self: &Arc<Self>) -> Wanted {
+        let filter = Arc::clone(self);
+        Wanted::new(move |event| filter.matches(event), Arc::clone(&self.marks))
+    }
+
     /// Whether an encoded event is wanted.
     pub fn matches(&self, event: &[u8]) -> bool {
         if self.everything {
@@ -148,95 +188,6 @@ impl Filter {
             && (is_final || !self.final_only);
         Some(matches)
     }
-}
-
-/// What filters ask for, of a [`VerificationEvent`](crate::proto::VerificationEvent): parts of the encoded event, so that
-/// nothing is copied for one that is passed over.
-#[derive(Default)]
-struct FilteredEvent<'a> {
-    provider: &'a str,
-    account: &'a str,
-    environment: i32,
-    kind: EventKind,
-    subject_id: &'a str,
-    external_id: &'a str,
-    verification: Option<FilteredVerification<'a>>,
-}
-
-#[derive(Default)]
-struct FilteredVerification<'a> {
-    id: &'a str,
-    outcome: i32,
-    finality: i32,
-}
-
-impl<'a> FilteredEvent<'a> {
-    /// `None` if it cannot be read.
-    fn read(event: &'a [u8]) -> Option<Self> {
-        let mut read = Self::default();
-        for field in Fields(event) {
-            match field? {
-                (2, Value::Bytes(source)) => read.read_source(source)?,
-                (5, Value::Bytes(subject)) => read.read_subject(subject)?,
-                (6, Value::Bytes(verification)) => {
-                    read.kind = EventKind::Verification;
-                    let known = read.verification.get_or_insert_default();
-                    known.read(verification)?;
-                }
-                (7, Value::Bytes(_)) => read.detail(EventKind::SubjectChange),
-                (8, Value::Bytes(_)) => read.detail(EventKind::CredentialShare),
-                _ => {}
-            }
-        }
-        Some(read)
-    }
-
-    /// Takes another detail in the place of whatever was read before, as a decoder does.
-    fn detail(&mut self, kind: EventKind) {
-        self.kind = kind;
-        self.verification = None;
-    }
-
-    fn read_source(&mut self, source: &'a [u8]) -> Option<()> {
-        for field in Fields(source) {
-            match field? {
-                (1, Value::Bytes(provider)) => self.provider = text(provider)?,
-                (2, Value::Bytes(account)) => self.account = text(account)?,
-                (3, Value::Number(environment)) => self.environment = environment as i32,
-                _ => {}
-            }
-        }
-        Some(())
-    }
-
-    fn read_subject(&mut self, subject: &'a [u8]) -> Option<()> {
-        for field in Fields(subject) {
-            match field? {
-                (1, Value::Bytes(id)) => self.subject_id = text(id)?,
-                (2, Value::Bytes(id)) => self.external_id = text(id)?,
-                _ => {}
-            }
-        }
-        Some(())
-    }
-}
-
-impl<'a> FilteredVerification<'a> {
-    fn read(&mut self, verification: &'a [u8]) -> Option<()> {
-        for field in Fields(verification) {
-            match field? {
-                (1, Value::Bytes(id)) => self.id = text(id)?,
-                (3, Value::Number(outcome)) => self.outcome = outcome as i32,
-                (5, Value::Number(finality)) => self.finality = finality as i32,
-                _ => {}
-            }
-        }
-        Some(())
-    }
-}
-
-fn text(bytes: &[u8]) -> Option<&str> {
-    std::str::from_utf8(bytes).ok()
 }
 
 /// An empty set wants every value, even none.

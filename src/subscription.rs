@@ -18,7 +18,7 @@ use crate::{
     caller::Reach,
     event,
     filter::Filter,
-    log::{EventLog, Found, Position, ReadError, ReadLimit, StoredEvent, Wanted},
+    log::{EventLog, Found, Position, ReadError, ReadLimit, StoredEvent},
 };
 
 /// What is read at once for a subscriber: this many events, or the last event that exceeds this many bytes.
@@ -359,6 +359,5 @@ async fn search(
         let to = events.last().map_or(after, |last| last.position);
         return Ok(Found { events, to });
     }
-    let wanted: Wanted = Arc::new(move |event: &[u8]| filter.matches(event));
-    log.search(after, &wanted, READ_LIMIT).await
+    log.search(after, &filter.wanted(), READ_LIMIT).await
 }

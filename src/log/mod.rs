@@ -84,7 +84,8 @@ pub trait EventLog: Send + Sync {
     async fn read(&self, after: Position, limit: ReadLimit) -> Result<Vec<StoredEvent>, ReadError>;
 
     /// Looks for events that are wanted, in order, from the first one after `after`. It may look at many more than it finds,
-    /// and finds none at the end of the log.
+    /// and finds none at the end of the log. What it can tell to be unwanted without reading it is not read, and damage to
+    /// that is not noticed.
     async fn search(
         &self,
         after: Position,
@@ -93,7 +94,7 @@ pub trait EventLog: Send + Sync {
     ) -> Result<Found, ReadError> {
         let mut events = self.read(after, limit).await?;
         let to = events.last().map_or(after, |last| last.position);
-        events.retain(|event| wanted(&event.event));
+        events.retain(|event| wanted.matches(&event.event));
         Ok(Found { events, to })
     }
 
@@ -151,15 +152,40 @@ pub trait EventLog: Send + Sync {
     async fn release(&self, id: Uuid) -> Result<bool, AppendError>;
 }
 
-/// Whether an encoded event is wanted.
-pub type Wanted = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+/// Which events are wanted.
+#[derive(Clone)]
+pub struct Wanted {
+    matches: Arc<Matches>,
+    /// Numbers that say nothing to the log. An event that is wanted has one of each of these lists among its marks.
+    marks: Arc<[Vec<u64>]>,
+}
+
+type Matches = dyn Fn(&[u8]) -> bool + Send + Sync;
+
+impl Wanted {
+    /// Events that a function tells. Each of them must have a mark of each of the lists; an event that cannot be read has any.
+    pub(crate) fn new(
+        matches: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
+        marks: Arc<[Vec<u64>]>,
+    ) -> Self {
+        Self {
+            matches: Arc::new(matches),
+            marks,
+        }
+    }
+
+    /// Whether an encoded event is wanted.
+    fn matches(&self, event: &[u8]) -> bool {
+        (self.matches)(event)
+    }
+}
 
 /// What a search has found.
 #[derive(Debug)]
 pub struct Found {
     /// Events that are wanted.
     pub events: Vec<StoredEvent>,
-    /// The last event that was looked at: there are no others up to here.
+    /// The last event that was looked at or passed over: there are no others up to here.
     pub to: Position,
 }
 

@@ -38,6 +38,7 @@ mod refused;
 mod reload;
 mod renormalize;
 mod retention;
+mod search;
 mod simulated_disk;
 mod soak;
 mod status;

@@ -20,10 +20,14 @@ use super::{
     frame::{Frame, Parts},
     portion::{IdEntry, Portion, half},
     record::EventRecord,
+    summary::Summarizer,
     tables::{self, Tables},
     view::View,
 };
-use crate::log::{Position, VerificationState};
+use crate::{
+    log::{Position, VerificationState, Wanted},
+    marks::{self, Marks},
+};
 
 pub(super) use super::tables::IndexError;
 
@@ -72,6 +76,16 @@ impl Index {
         }
     }
 
+    /// The blocks between two events of which something is known, in order, each with whether it holds nothing that is wanted.
+    pub(super) fn blocks(
+        &self,
+        first: Position,
+        last: Position,
+        wanted: &Wanted,
+    ) -> impl Iterator<Item = (u64, bool)> {
+        self.tables.blocks(first, last, wanted)
+    }
+
     /// Looks into what is in memory, the newest first. What is not there, and was, is in the tables by then.
     fn in_memory<T>(&self, look: impl Fn(&Portion) -> Option<T>) -> Option<T> {
         let portions = self.portions();
@@ -94,6 +108,7 @@ impl Index {
 pub(super) struct Indexer {
     pub(super) index: Index,
     acknowledged: Acknowledged,
+    summarizer: Summarizer,
     /// When a portion is full.
     portion_events: usize,
     /// The frozen portion is going into the tables.
@@ -114,6 +129,7 @@ impl Indexer {
                 portions: Arc::default(),
             },
             acknowledged: Acknowledged::open(&directory.join(tables::DIRECTORY))?,
+            summarizer: Summarizer::default(),
             portion_events,
             ingesting: None,
         })
@@ -163,22 +179,30 @@ impl Indexer {
         let number = frame.number;
         let damaged = || OpenError::Damaged(format!("number {number}: its record cannot be read"));
         let record = EventRecord::decode(frame.head.clone()).map_err(|_| damaged())?;
-        let added = self
-            .index
-            .portions_mut()
-            .newest
-            .add(Position(number), &record);
-        added.ok_or_else(damaged)?;
+        let marks = marks::of_event(&record.event);
+        let summary = self.summarizer.add(Position(number), marks.as_ref());
+        {
+            let Portions { newest, .. } = &mut *self.index.portions_mut();
+            let added = newest.add(Position(number), &record);
+            added.ok_or_else(damaged)?;
+            newest.summaries.extend(summary);
+        }
         Ok(self.freeze_if_full()?)
     }
 
-    /// Adds events that have become durable, the last of them at `end`, and takes note that they are acknowledged.
-    pub(super) fn add(
+    /// Adds events that have become durable, the last of them at `end`, and takes note that they are acknowledged. Their marks
+    /// come in the order of the events.
+    pub(super) fn add<'m>(
         &mut self,
         ids: impl IntoIterator<Item = (Uuid, IdEntry)>,
         verifications: impl IntoIterator<Item = ([u8; 32], VerificationState)>,
+        marks: impl IntoIterator<Item = (Position, Option<&'m Marks>)>,
         end: Position,
     ) -> Result<(), IndexError> {
+        let marks = marks.into_iter();
+        let summaries = marks.filter_map(|(position, marks)| self.summarizer.add(position, marks));
+        // Before the lock, for which readers wait.
+        let summaries: Vec<_> = summaries.collect();
         {
             let Portions { newest, .. } = &mut *self.index.portions_mut();
             let ids = ids.into_iter().map(|(id, entry)| (id.into_bytes(), entry));
@@ -186,6 +210,7 @@ impl Indexer {
             let verifications = verifications.into_iter();
             let verifications = verifications.map(|(key, state)| (half(&key), state));
             newest.verifications.extend(verifications);
+            newest.summaries.extend(summaries);
             newest.end = end;
         }
         self.acknowledged.write(end);
@@ -281,7 +306,12 @@ mod tests {
             };
             let entry = IdEntry::new(position, &[number as u8; 32]);
             indexer
-                .add([(id, entry)], [([7; 32], state)], position)
+                .add(
+                    [(id, entry)],
+                    [([7; 32], state)],
+                    [(position, Some(&[mark(number); 9]))],
+                    position,
+                )
                 .unwrap();
         }
     }
@@ -297,6 +327,20 @@ mod tests {
     fn revision(indexer: &Indexer) -> u64 {
         let state = indexer.index.verification(&[7; 32]).unwrap();
         state.map_or(0, |state| state.revision)
+    }
+
+    /// The mark of the event with this number: the numbers of a hash, for once.
+    fn mark(number: u64) -> u64 {
+        number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The blocks that are passed over by who looks for the event with this number.
+    fn passed_over(indexer: &Indexer, number: u64) -> Vec<u64> {
+        let wanted = Wanted::new(|_| true, [vec![mark(number)]].into());
+        let last = Position(indexer.index.portions().newest.end.0.max(1000));
+        let blocks = indexer.index.blocks(Position(1), last, &wanted);
+        let ruled_out = blocks.filter(|(_, ruled_out)| *ruled_out);
+        ruled_out.map(|(block, _)| block).collect()
     }
 
     fn complete_to(indexer: &Indexer) -> u64 {
@@ -362,6 +406,7 @@ mod tests {
             let part = Portion {
                 ids: portion.ids.clone(),
                 verifications,
+                summaries: Vec::new(),
                 end: Position(4),
             };
             indexer.index.tables.ingest(&part).unwrap();
@@ -373,5 +418,91 @@ mod tests {
         indexer.close().unwrap();
         assert!((1..=8).all(|number| knows(&indexer, number)));
         assert_eq!((revision(&indexer), complete_to(&indexer)), (8, 8));
+    }
+
+    #[test]
+    fn a_block_that_lies_in_several_portions_is_summarized_once_it_is_whole() {
+        let directory = TempDir::new().unwrap();
+        let mut indexer = open(&directory);
+        add(&mut indexer, 1..=130);
+        indexer.close().unwrap();
+        assert_eq!(passed_over(&indexer, 64), [1]);
+        assert_eq!(passed_over(&indexer, 65), [0]);
+        assert_eq!(passed_over(&indexer, 1000), [0, 1]);
+        add(&mut indexer, 131..=200);
+        drop(indexer);
+        // A start in the middle of the third block.
+        let mut indexer = open(&directory);
+        assert_eq!(passed_over(&indexer, 1000), [0, 1, 2]);
+        let next = complete_to(&indexer) + 1;
+        add(&mut indexer, next..=300);
+        indexer.close().unwrap();
+        assert_eq!(passed_over(&indexer, 1000), [0, 1, 2]);
+        assert_eq!(passed_over(&indexer, 192), [0, 1]);
+    }
+
+    #[test]
+    fn a_block_that_is_in_the_tables_already_stays_whole_when_its_portion_comes_again() {
+        let directory = TempDir::new().unwrap();
+        let mut indexer = open(&directory);
+        add(&mut indexer, 1..=62);
+        indexer.close().unwrap();
+        add(&mut indexer, 63..=63);
+        let part = Portion {
+            summaries: indexer
+                .summarizer
+                .add(Position(64), Some(&[mark(64); 9]))
+                .into_iter()
+                .collect(),
+            end: Position(62),
+            ..Default::default()
+        };
+        // Killed before the note that all of the portion is there.
+        indexer.index.tables.ingest(&part).unwrap();
+        drop(indexer);
+        let mut indexer = open(&directory);
+        assert_eq!(complete_to(&indexer), 62);
+        add(&mut indexer, 63..=70);
+        indexer.close().unwrap();
+        assert_eq!(passed_over(&indexer, 1000), [0]);
+        for event in 1..=64 {
+            assert!(passed_over(&indexer, event).is_empty());
+        }
+    }
+
+    #[test]
+    fn summaries_go_with_the_events_and_one_of_an_event_that_is_retained_stays() {
+        let directory = TempDir::new().unwrap();
+        let mut indexer = open(&directory);
+        add(&mut indexer, 1..=640);
+        indexer.close().unwrap();
+        assert_eq!(passed_over(&indexer, 1000).len(), 10);
+        for (start, first) in [(191, 2), (192, 3), (320, 5)] {
+            indexer.set_start(Position(start));
+            let end = indexer.index.tables.complete_to().unwrap();
+            add(&mut indexer, end + 1..=end + 1);
+            indexer.close().unwrap();
+            assert_eq!(passed_over(&indexer, 1000), Vec::from_iter(first..10));
+        }
+    }
+
+    #[test]
+    fn an_index_without_summaries_is_used_as_it_is() {
+        let directory = TempDir::new().unwrap();
+        let mut indexer = open(&directory);
+        add(&mut indexer, 1..=128);
+        indexer.close().unwrap();
+        drop(indexer);
+        let path = directory.path().join(tables::DIRECTORY);
+        let database = fjall::Database::builder(&path).open().unwrap();
+        let summaries = database.keyspace("summaries", Default::default).unwrap();
+        database.delete_keyspace(summaries).unwrap();
+        drop(database);
+        let mut indexer = open(&directory);
+        assert!(knows(&indexer, 128) && complete_to(&indexer) == 128);
+        assert!(passed_over(&indexer, 1000).is_empty());
+        add(&mut indexer, 129..=192);
+        indexer.close().unwrap();
+        assert_eq!(passed_over(&indexer, 1000), [2]);
     }
 }

@@ -34,6 +34,7 @@ mod segment;
 mod segments;
 mod slots;
 mod small_file;
+mod summary;
 mod tables;
 mod view;
 mod writer;
@@ -78,7 +79,7 @@ use super::{
     VerificationState, Wanted,
     disk::{Disk, RealDisk},
 };
-use crate::{config::LogConfig, event};
+use crate::{config::LogConfig, event, marks};
 
 /// The version of the stored format. What has been written in it can be read for ever.
 pub const FORMAT: u32 = 2;
@@ -354,7 +355,9 @@ impl EventLog for EmbeddedLog {
     }
 
     async fn append(&self, event: NewEvent) -> Result<Appended, AppendError> {
-        self.request(|reply| Request::Append(Box::new(event), reply))
+        // Here rather than by the writer, who has the time of all. What the log adds to an event changes none of its marks.
+        let marks = marks::of_event(&event.encoded.event);
+        self.request(|reply| Request::Append(Box::new((event, marks)), reply))
             .await
     }
 
@@ -364,7 +367,7 @@ impl EventLog for EmbeddedLog {
         if after >= end {
             return Ok(Vec::new());
         }
-        let read = move |shared: &Shared| shared.search(after, end, None, limit);
+        let read = move |shared: &Shared| shared.read(after, end, limit);
         Ok(self.blocking(read).await?.events)
     }
 
@@ -381,8 +384,8 @@ impl EventLog for EmbeddedLog {
                 to: after,
             });
         }
-        let wanted = Arc::clone(wanted);
-        self.blocking(move |shared| shared.search(after, end, Some(&wanted), limit))
+        let wanted = wanted.clone();
+        self.blocking(move |shared| shared.search(after, end, &wanted, limit))
             .await
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::record::EventRecord;
+use super::{record::EventRecord, summary::Summary};
 use crate::log::{Position, VerificationState};
 
 /// Where the event with an id lies, and what it says.
@@ -50,6 +50,8 @@ pub(super) struct Portion {
     pub(super) ids: HashMap<[u8; 16], IdEntry>,
     /// By the first half of the key.
     pub(super) verifications: HashMap<[u8; 16], VerificationState>,
+    /// Of the blocks that have become whole with these events.
+    pub(super) summaries: Vec<Summary>,
     /// The last one of the events.
     pub(super) end: Position,
 }

@@ -19,6 +19,7 @@ use super::{
     quarantine::QuarantineView,
     record::EventRecord,
     seal::Purpose,
+    summary,
     view::{Stored, View, ViewError},
 };
 use crate::{
@@ -29,9 +30,13 @@ use crate::{
     wire::{Fields, Value},
 };
 
-/// How many events a search looks at before it tells how far it has come: some tens of milliseconds, at most, in which its
-/// subscriber is told nothing.
-const SEARCHED_AT_ONCE: u64 = 1 << 14;
+/// How many events a search reads, and over how many it goes in all, before it tells how far it has come: some tens of
+/// milliseconds, at most, in which its subscriber is told nothing.
+const READ_AT_ONCE: usize = 1 << 14;
+const SEARCHED_AT_ONCE: u64 = 1 << 19;
+
+/// How many events a search reads together, if none of them is ruled out.
+const READ_TOGETHER: u64 = 512;
 
 /// What the writer and the readers share.
 #[derive(Debug)]
@@ -149,35 +154,72 @@ impl Shared {
         decode(&frame)
     }
 
-    /// Reads the events between two places: all of them, or those that are wanted.
+    /// Reads the events between two places.
+    pub(super) fn read(
+        &self,
+        after: Position,
+        end: Position,
+        limit: ReadLimit,
+    ) -> Result<Found, ReadError> {
+        let most = limit.records.max(1) as u64;
+        let last = Position(end.0.min(after.0.saturating_add(most)));
+        let mut page = Page::new(after, None, limit);
+        let read = self.read_page(&mut page, last);
+        page.found(read)
+    }
+
+    /// Reads those events between two places that are wanted. Blocks that hold none are passed over, as far as is known.
     pub(super) fn search(
         &self,
         after: Position,
         end: Position,
-        wanted: Option<&Wanted>,
+        wanted: &Wanted,
         limit: ReadLimit,
     ) -> Result<Found, ReadError> {
-        let most = match wanted {
-            None => limit.records.max(1) as u64,
-            Some(_) => SEARCHED_AT_ONCE,
-        };
-        let last = Position(end.0.min(after.0.saturating_add(most)));
-        let (mut page, mut to, mut failed) = (Page::default(), after, None);
-        let read = self.read_frames(Position(after.0 + 1), last, Parts::Heads, |frame| {
-            match page.add(&frame, wanted) {
-                Ok(()) => to = Position(frame.number),
-                Err(error) => failed = Some(error),
-            }
-            failed.is_none() && page.records.len() < limit.records && page.bytes.len() < limit.bytes
-        });
-        match failed.map_or(read, Err) {
-            // What lies before the damage can be read; whoever comes again is told.
-            Err(error) if to == after => Err(error),
-            _ => Ok(Found {
-                events: page.events(),
-                to,
-            }),
+        // Summaries may outlive their events, and what is no longer retained must not be passed over in silence.
+        if after < self.start() {
+            return Err(ReadError::NotRetained);
         }
+        let last = Position(end.0.min(after.0.saturating_add(SEARCHED_AT_ONCE)));
+        let mut page = Page::new(after, Some(wanted), limit);
+        let searched = self.search_page(&mut page, last, wanted);
+        page.found(searched)
+    }
+
+    fn search_page(
+        &self,
+        page: &mut Page<'_>,
+        last: Position,
+        wanted: &Wanted,
+    ) -> Result<(), ReadError> {
+        for (block, ruled_out) in self.index.blocks(Position(page.to.0 + 1), last, wanted) {
+            let events = summary::positions(block);
+            let end = last.min(Position(*events.end()));
+            let read_to = match ruled_out {
+                true => Position(events.start() - 1),
+                // Together with what follows, but before very many summaries are looked at for one page.
+                false if end.0 < page.to.0 + READ_TOGETHER => continue,
+                false => end,
+            };
+            self.read_page(page, read_to)?;
+            // Nothing is passed over but what follows at once.
+            if page.is_full() || page.to < read_to {
+                return Ok(());
+            }
+            page.to = page.to.max(end);
+        }
+        self.read_page(page, last)
+    }
+
+    /// Reads events into a page up to this one, or until it is full.
+    fn read_page(&self, page: &mut Page<'_>, last: Position) -> Result<(), ReadError> {
+        let mut failed = Ok(());
+        let first = Position(page.to.0 + 1);
+        self.read_frames(first, last, Parts::Heads, |frame| {
+            failed = page.add(&frame);
+            failed.is_ok() && !page.is_full()
+        })?;
+        failed
     }
 
     /// Finds the first event that was received at `since` or later by halving: the latest time of receipt so far only
@@ -226,8 +268,14 @@ impl Shared {
 
 /// Events that are read at once. They are copied into one piece of memory: parts of what the file was read into would keep all
 /// of that, raw deliveries included.
-#[derive(Default)]
-struct Page {
+struct Page<'w> {
+    after: Position,
+    /// How far it has come.
+    to: Position,
+    /// Which events it takes; all without it.
+    wanted: Option<&'w Wanted>,
+    limit: ReadLimit,
+    read: usize,
     bytes: Vec<u8>,
     records: Vec<PagedRecord>,
 }
@@ -240,8 +288,26 @@ struct PagedRecord {
     slot: u32,
 }
 
-impl Page {
-    fn add(&mut self, frame: &Frame, wanted: Option<&Wanted>) -> Result<(), ReadError> {
+impl<'w> Page<'w> {
+    fn new(after: Position, wanted: Option<&'w Wanted>, limit: ReadLimit) -> Self {
+        Self {
+            after,
+            to: after,
+            wanted,
+            limit,
+            read: 0,
+            bytes: Vec::new(),
+            records: Vec::new(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.records.len() >= self.limit.records.max(1)
+            || self.bytes.len() >= self.limit.bytes.max(1)
+            || (self.wanted.is_some() && self.read >= READ_AT_ONCE)
+    }
+
+    fn add(&mut self, frame: &Frame) -> Result<(), ReadError> {
         let (mut event, mut personal_data, mut slot) = (&[][..], &[][..], 0);
         // An [`EventRecord`], of which subscribers are given no more than this.
         for field in Fields(&frame.head) {
@@ -252,7 +318,9 @@ impl Page {
                 _ => {}
             }
         }
-        if wanted.is_some_and(|wanted| !wanted(event)) {
+        self.to = Position(frame.number);
+        self.read += 1;
+        if self.wanted.is_some_and(|wanted| !wanted.matches(event)) {
             return Ok(());
         }
         self.bytes.extend_from_slice(event);
@@ -264,6 +332,18 @@ impl Page {
             slot,
         });
         Ok(())
+    }
+
+    /// What was found until reading ended so.
+    fn found(self, read: Result<(), ReadError>) -> Result<Found, ReadError> {
+        match read {
+            // What lies before the damage can be read; whoever comes again is told.
+            Err(error) if self.to == self.after => Err(error),
+            _ => Ok(Found {
+                to: self.to,
+                events: self.events(),
+            }),
+        }
     }
 
     fn events(self) -> Vec<StoredEvent> {

@@ -3,8 +3,11 @@
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::log::{
-    AppendError, Appended, Commit, CommitError, EraseError, NewEvent, NewQuarantined, Position,
+use crate::{
+    log::{
+        AppendError, Appended, Commit, CommitError, EraseError, NewEvent, NewQuarantined, Position,
+    },
+    marks::Marks,
 };
 
 /// Where an answer goes.
@@ -12,7 +15,8 @@ pub(super) type Reply<T, E = AppendError> = oneshot::Sender<Result<T, E>>;
 
 /// What the writer is asked to do.
 pub(super) enum Request {
-    Append(Box<NewEvent>, Reply<Appended>),
+    /// The event, and its marks if it can be read.
+    Append(Box<(NewEvent, Option<Marks>)>, Reply<Appended>),
     Erase(Vec<Position>, Reply<(), EraseError>),
     Quarantine(NewQuarantined, Reply<()>),
     Release(Uuid, Reply<bool>),

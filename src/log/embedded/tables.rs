@@ -4,13 +4,15 @@
 //! |---|---|---|
 //! | `ids` | event id | position, first half of the SHA-256 of the content |
 //! | `verifications` | first half of the SHA-256 of provider, account and verification id | position of its newest event, where it stands |
+//! | `summaries` | number of a block of events | position of its last event, version of the marks, what of them is in the block |
 //! | `meta` | name | the id of the log, the position up to which the tables are complete |
 //!
 //! They grow by whole portions, each sorted beforehand: that goes around the journal and the memtables of fjall, which cost
 //! most of its time. All of it follows from the events: after a crash, what is missing is made from the log again, and tables
 //! that cannot be opened are made anew from all of it.
 //!
-//! What leads to an event that is no longer retained counts for nothing, and goes when fjall compacts its tables.
+//! What leads to an event that is no longer retained counts for nothing, and goes when fjall compacts its tables. Summaries come
+//! in the order of their keys, so fjall only moves their tables, and they are deleted.
 
 use std::{
     fs, io,
@@ -24,7 +26,7 @@ use std::{
 };
 
 use fjall::{
-    Database, Keyspace, KeyspaceCreateOptions, PersistMode,
+    Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode,
     compaction::{
         Leveled,
         filter::{
@@ -41,8 +43,9 @@ use super::{
     OpenError,
     portion::{IdEntry, Portion},
     record::StateRecord,
+    summary,
 };
-use crate::log::{Position, VerificationState};
+use crate::log::{Position, VerificationState, Wanted};
 
 /// What is read from tables and kept in memory: above all their filters, each of which is asked for each id that is new. Those of
 /// ten million events fit.
@@ -64,10 +67,13 @@ pub(super) struct Tables {
     database: Database,
     ids: Keyspace,
     verifications: Keyspace,
+    summaries: Keyspace,
     meta: Keyspace,
     start: Arc<AtomicU64>,
     /// How many seconds were waited for merges.
     pub(super) waited: Counter<f64, AtomicU64>,
+    /// The summaries of all blocks before this one are deleted.
+    deleted_to: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Tables {
@@ -214,10 +220,12 @@ impl Tables {
         Ok(Some(Self {
             ids: database.keyspace("ids", options)?,
             verifications: database.keyspace("verifications", options)?,
+            summaries: database.keyspace("summaries", options)?,
             meta,
             database,
             start,
             waited: Counter::default(),
+            deleted_to: Arc::default(),
         }))
     }
 
@@ -261,6 +269,25 @@ impl Tables {
         }
     }
 
+    /// The blocks between two events of which there is a summary, in order, each with whether that rules out that it holds
+    /// something wanted. Where a summary cannot be read it ends: nothing is known of the others.
+    pub(super) fn blocks(
+        &self,
+        first: Position,
+        last: Position,
+        wanted: &Wanted,
+    ) -> impl Iterator<Item = (u64, bool)> {
+        let [first, last] = [first, last].map(|event| summary::block_of(event).to_be_bytes());
+        let summaries = self.summaries.range(first..=last).map(Guard::into_inner);
+        let readable = summaries.map_while(|summary| {
+            let failed = |error: &_| tracing::warn!(%error, "a summary of events cannot be read, so events are");
+            summary.inspect_err(failed).ok()
+        });
+        readable.filter_map(|(block, stored)| {
+            Some((block_number(&block)?, summary::rules_out(&stored, wanted)))
+        })
+    }
+
     /// Adds a portion, durably. Adding it once more, after it was added in part, changes nothing.
     pub(super) fn ingest(&self, portion: &Portion) -> Result<(), IndexError> {
         let ids = portion.ids.iter().map(|(id, entry)| (id, entry.encode()));
@@ -272,11 +299,48 @@ impl Tables {
             (key, value)
         });
         ingest_sorted(&self.verifications, states.collect())?;
+        self.ingest_summaries(portion)?;
         // Not before: a table is on the disk, with its name and the manifest that lists it, when its ingestion has finished.
         self.meta.insert(COMPLETE_TO, portion.end.0.to_be_bytes())?;
         // Without it a power cut would only have the next start read more events.
         self.database.persist(PersistMode::SyncAll)?;
         self.wait_for_merges();
+        Ok(())
+    }
+
+    /// Adds the summaries of a portion, and deletes some of those that no longer count.
+    fn ingest_summaries(&self, portion: &Portion) -> Result<(), IndexError> {
+        /// More than come with a portion, so that it does not last for ever.
+        const MOST_DELETED: usize = 4096;
+        let first = portion
+            .summaries
+            .first()
+            .map_or(u64::MAX, |first| first.block);
+        let retained = summary::block_of(Position(self.start.load(Ordering::Relaxed) + 1));
+        let from = self.deleted_to.load(Ordering::Relaxed);
+        let to = retained.min(first);
+        let mut deleted = Vec::new();
+        let no_longer = self
+            .summaries
+            .range(from.to_be_bytes()..to.max(from).to_be_bytes());
+        for entry in no_longer.take(MOST_DELETED) {
+            deleted.push(entry.key()?);
+        }
+        if deleted.is_empty() && portion.summaries.is_empty() {
+            return Ok(());
+        }
+        let last = deleted.last().and_then(|last| block_number(last));
+        let mut ingestion = self.summaries.start_ingestion()?;
+        for key in deleted {
+            ingestion.write_tombstone(key)?;
+        }
+        for summary in &portion.summaries {
+            ingestion.write(summary.block.to_be_bytes(), &summary.stored[..])?;
+        }
+        ingestion.finish()?;
+        if let Some(last) = last {
+            self.deleted_to.store(last + 1, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -305,6 +369,11 @@ impl Tables {
             tracing::error!(%error, "the index cannot be marked as damaged; remove the directory index");
         }
     }
+}
+
+/// The number that is the key of a summary.
+fn block_number(key: &[u8]) -> Option<u64> {
+    key.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// Writes entries into a new table.

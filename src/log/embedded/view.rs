@@ -236,7 +236,7 @@ impl View {
         parts: Parts,
     ) -> Result<Option<FrameReader>, ViewError> {
         loop {
-            let (name, offset, size, number) = {
+            let (name, offset, size, number, needed) = {
                 let segments = self.segments();
                 let after = segments.partition_point(|segment| segment.base <= first);
                 let index = after.checked_sub(1).ok_or(ViewError::NotRetained)?;
@@ -253,11 +253,16 @@ impl View {
                     });
                 };
                 let number = segment.base + stride * STRIDE;
+                let behind = last.saturating_sub(segment.base) / STRIDE + 1;
+                let behind = segment.offsets.get(behind as usize).copied();
+                let needed = behind.map_or(segment.size, u64::from);
+                let needed = needed.saturating_sub((*offset).into());
                 (
                     segment.data_name(),
                     u64::from(*offset),
                     segment.size,
                     number,
+                    needed,
                 )
             };
             let path = self.directory.join(name);
@@ -265,7 +270,7 @@ impl View {
                 Ok(file) => {
                     let chunk = match last - first < STRIDE {
                         true => SMALL_CHUNK_BYTES,
-                        false => CHUNK_BYTES,
+                        false => CHUNK_BYTES.min(needed),
                     };
                     let mut reader = FrameReader::new(file, &path, (offset, size), parts, chunk);
                     for passed in number..first {

@@ -31,10 +31,13 @@ use super::{
     segments::{Segments, WriteError},
     tables::Tables,
 };
-use crate::log::{
-    AppendError, Appended, EraseError, NewEvent, Origin, Position, QuarantineKind, Sealed,
-    StoredEvent, VerificationState,
-    verification::{self, Member, Time},
+use crate::{
+    log::{
+        AppendError, Appended, EraseError, NewEvent, Origin, Position, QuarantineKind, Sealed,
+        StoredEvent, VerificationState,
+        verification::{self, Member, Time},
+    },
+    marks::Marks,
 };
 
 /// The most requests in one batch, and about the most bytes.
@@ -83,6 +86,7 @@ struct Batch {
 
 /// An event with its place.
 pub(super) struct PlacedEvent {
+    pub(super) marks: Option<Marks>,
     pub(super) subject: [u8; 32],
     pub(super) record: EventRecord,
     pub(super) stored: StoredEvent,
@@ -232,7 +236,11 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, batch: &mut Batch, event: NewEvent) -> Result<Appended, AppendError> {
+    fn append(
+        &mut self,
+        batch: &mut Batch,
+        (event, marks): (NewEvent, Option<Marks>),
+    ) -> Result<Appended, AppendError> {
         if let Some(known) = self.known(batch, &event.event_id)? {
             let same_content = known.has_content(&event.content_sha256);
             return Ok(Appended::again(known.position, same_content));
@@ -265,6 +273,7 @@ impl Writer {
         batch.ids.insert(event.event_id, entry);
         batch.size_bytes += encoded.event.len() + event.delivery.len();
         batch.events.push(PlacedEvent {
+            marks,
             subject: event.subject,
             record: EventRecord {
                 event: encoded.event.clone(),
@@ -375,8 +384,10 @@ impl Writer {
             .and_then(|()| self.events.append(&self.frames))
             .map_err(|error| self.trouble(error))?;
         let (ids, verifications) = (batch.ids.drain(), batch.verifications.drain());
+        let events = batch.events.iter();
+        let marks = events.map(|event| (event.stored.position, event.marks.as_ref()));
         // The events are durable whatever becomes of the index, which is completed at the next start.
-        if let Err(error) = self.indexer.add(ids, verifications, batch.end) {
+        if let Err(error) = self.indexer.add(ids, verifications, marks, batch.end) {
             self.index_failed(&error);
         }
         self.shared.health.well();
