@@ -30,6 +30,7 @@ use verdict::{
     ingest::{self, Receipt},
     keyring::{Keyring, Keys},
     log::{NewEvent, Origin},
+    marks::{self, Marks},
     provider::{
         Normalized, NormalizedEvent, PROVIDERS, RawWebhook, VerifiedWebhook, fractal, fyatu, gu1,
         jwe, kayle, ralio,
@@ -114,6 +115,10 @@ impl Case {
         ingest::complete(&self.source, &self.verified, normalized, receipt)
     }
 
+    fn event(&self) -> NewEvent {
+        self.complete(*self.normalize())
+    }
+
     /// What nobody can do without: the MAC of what is signed, and the body as the adapter reads it. The webhook is dropped, as
     /// it is behind [`Case::verify`].
     fn floor(&self, _: RawWebhook) {
@@ -133,6 +138,11 @@ impl Case {
             (provider, _) => panic!("what does the adapter of {provider} read?"),
         }
     }
+}
+
+/// What filters pass over events by.
+fn marks_of(event: &NewEvent) -> Option<Marks> {
+    marks::of_event(&event.encoded.event)
 }
 
 fn mac<M: Mac + KeyInit>(signed: &[u8]) -> bool {
@@ -233,6 +243,14 @@ impl Group {
             let normalized = || cases().map(Case::normalize).collect();
             bencher.iter_batched(normalized, complete, BatchSize::SmallInput);
         });
+        group.bench_function("marks", |bencher| {
+            let events: Vec<_> = cases().map(Case::event).collect();
+            bencher.iter(|| {
+                for event in &events {
+                    black_box(marks_of(event));
+                }
+            });
+        });
         group.finish();
     }
 
@@ -281,15 +299,16 @@ fn print_ratios(groups: &[Group]) {
 }
 
 /// A webhook, and what the parts take of it.
-type Work<'a> = (&'a Case, RawWebhook, Box<NormalizedEvent>);
+type Work<'a> = (&'a Case, RawWebhook, Box<NormalizedEvent>, NewEvent);
 
 /// Takes the webhooks of each provider through one part after the other.
 fn count_all(groups: &[Group]) {
     for provider in PROVIDERS.iter().map(|provider| provider.name()) {
         let groups = || groups.iter().filter(|group| group.provider == provider);
         let cases = || groups().flat_map(|group| &group.cases);
-        for part in ["verify", "normalize", "encode"] {
-            let work = cases().map(|case| (case, case.webhook.clone(), case.normalize()));
+        for part in ["verify", "normalize", "encode", "marks"] {
+            let work =
+                cases().map(|case| (case, case.webhook.clone(), case.normalize(), case.event()));
             count(provider, part, work.collect());
         }
     }
@@ -308,11 +327,14 @@ fn count(provider: &str, part: &str, work: Vec<Work<'_>>) {
 /// The only function in which callgrind counts.
 #[inline(never)]
 fn counted(part: &str, work: Vec<Work<'_>>) {
-    for (case, webhook, normalized) in work {
+    for (case, webhook, normalized, event) in work {
         match part {
             "verify" => drop(black_box(case.verify(webhook))),
             "normalize" => drop(black_box(case.normalize())),
             "encode" => drop(black_box(case.complete(*normalized))),
+            "marks" => {
+                black_box(marks_of(&event));
+            }
             _ => panic!("there is no part {part}"),
         }
     }

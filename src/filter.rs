@@ -113,7 +113,6 @@ fn of_texts(field: Field, texts: &[String]) -> Vec<u64> {
     marks.collect()
 }
 
-/// The marks of numbers.
 fn of_numbers(field: Field, numbers: &[i32]) -> Vec<u64> {
     let marks = numbers.iter().map(|n| marks::of_number(field, *n));
     marks.collect()

@@ -6,7 +6,7 @@
 //! - [`proto`]: the generated code of package `verdict.v1`, the vocabulary of all that follows.
 //! - [`event`]: the ids, the encoding and the JSON of events.
 //! - `wire`: the fields of an encoded message, without decoding it.
-//! - `marks`: what of an encoded event can be filtered by, as numbers.
+//! - [`marks`]: what of an encoded event can be filtered by, as numbers.
 //! - [`error`]: the reasons that callers can be given.
 //! - [`caller`]: who calls, and what they may do.
 //! - [`audit`]: who has done what.
@@ -49,7 +49,7 @@ pub mod http_file;
 pub mod ingest;
 pub mod keyring;
 pub mod log;
-mod marks;
+pub mod marks;
 pub mod proto;
 pub mod provider;
 pub mod redrive;

@@ -31,7 +31,7 @@ pub(crate) enum Field {
 }
 
 /// The marks of an event, one for each field. What the event does not have is marked as empty.
-pub(crate) type Marks = [u64; 9];
+pub type Marks = [u64; 9];
 
 /// The mark of a text.
 pub(crate) fn of_text(field: Field, text: &str) -> u64 {
@@ -44,7 +44,7 @@ pub(crate) fn of_number(field: Field, number: i32) -> u64 {
 }
 
 /// The marks of an encoded event. `None` for one that cannot be read: it has to be looked at.
-pub(crate) fn of_event(event: &[u8]) -> Option<Marks> {
+pub fn of_event(event: &[u8]) -> Option<Marks> {
     let event = FilteredEvent::read(event)?;
     let verification = event.verification.unwrap_or_default();
     Some([

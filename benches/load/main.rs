@@ -75,7 +75,7 @@ async fn main() {
     }
     if wanted("growth") {
         growth::events(size, &mut goals).await;
-        growth::verifications(size, &mut goals).await;
+        growth::verifications(&mut goals).await;
         growth::subscribers(size, &mut goals).await;
     }
     goals.print();

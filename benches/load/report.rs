@@ -13,7 +13,8 @@ pub(crate) fn machine() {
          Written by `make bench`. Absolute figures are those of one machine on one day; what counts are ratios in one run, in\n\
          which the two services take turns. The baseline does nothing: \"echo\" sends back the 900 bytes that it was sent, \"raw\n\
          stream\" sends 600 bytes again and again. verdict verifies, normalizes, recognizes duplicates, encrypts and syncs webhooks\n\
-         of five providers, of about 900 bytes. Where the time goes is told in [ARCHITECTURE.md](../ARCHITECTURE.md#performance).\n"
+         of five providers, of about 900 bytes, made up after what the providers document; Kayle's are signed and not encrypted,\n\
+         because opening those would measure RSA. Where the time goes is told in [ARCHITECTURE.md](../ARCHITECTURE.md#performance).\n"
     );
     let cpus = fs::read_to_string("/proc/cpuinfo").expect("Linux");
     let model = cpus

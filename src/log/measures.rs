@@ -22,7 +22,7 @@ pub struct Measures {
     pub batch_events: Histogram,
     /// How long the disk took to make a batch durable.
     pub sync_seconds: Histogram,
-    /// How many seconds the index has waited because it could not be put in order as fast as it grew.
+    /// How many seconds the index has waited for its tables to be merged.
     pub index_waited: Counter<f64, AtomicU64>,
 }
 

@@ -163,7 +163,8 @@ pub struct Wanted {
 type Matches = dyn Fn(&[u8]) -> bool + Send + Sync;
 
 impl Wanted {
-    /// Events that a function tells. Each of them must have a mark of each of the lists; an event that cannot be read has any.
+    /// Events for which a function returns true. Each of them must have a mark of each of the lists; an event that cannot be
+    /// read has any.
     pub(crate) fn new(
         matches: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
         marks: Arc<[Vec<u64>]>,
@@ -175,7 +176,7 @@ impl Wanted {
     }
 
     /// Whether an encoded event is wanted.
-    fn matches(&self, event: &[u8]) -> bool {
+    pub fn matches(&self, event: &[u8]) -> bool {
         (self.matches)(event)
     }
 }

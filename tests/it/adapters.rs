@@ -70,13 +70,16 @@ fn what_an_adapter_does_not_read_costs_no_allocation() {
     }
 }
 
-/// A body with so many more members.
+/// A body with so many more members, and as many in the object that it is about.
 fn with_unused(body: &[u8], unused: usize) -> String {
-    let body = std::str::from_utf8(body).unwrap();
-    let (members, _) = body.rsplit_once('}').unwrap();
-    let unused = (0..unused)
-        .map(|number| format!(r#","unused_{number}":{{"a":[{number},"b\n\u00e9",null],"c":1.5}}"#));
-    format!("{members}{}}}", unused.collect::<String>())
+    let unused: String = (0..unused)
+        .map(|number| format!(r#""unused_{number}":{{"a":[{number},"b\n\u00e9",null],"c":15}},"#))
+        .collect();
+    let body = std::str::from_utf8(body).unwrap().to_owned();
+    let objects = ["{", r#""data":{"#, r#""payload":{"#];
+    objects.iter().fold(body, |body, object| {
+        body.replacen(object, &format!("{object}{unused}"), 1)
+    })
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(super) use super::tables::IndexError;
 /// There are two portions at most, and as many events are read again after a crash. The larger they are, the less is merged.
 const PORTION_EVENTS: u64 = 112_000;
 
-/// How many it is for segments of this size: not many more than one of them holds, so that small logs have small portions.
+/// How many it is for segments of this size: as many as four of them hold, so that small logs have small portions.
 pub(super) fn portion_events(segment_bytes: u64) -> usize {
     const BYTES_PER_EVENT: u64 = 512;
     (segment_bytes / BYTES_PER_EVENT).clamp(64, PORTION_EVENTS) as usize
