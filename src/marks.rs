@@ -155,8 +155,8 @@ mod tests {
 
     use super::*;
     use crate::proto::{
-        Environment, Finality, Outcome, Source, Subject, Verification, VerificationEvent,
-        verification_event::Detail,
+        Environment, Finality, Outcome, Source, Subject, SubjectChange, Verification,
+        VerificationEvent, verification_event::Detail,
     };
 
     /// Marks are stored: whoever has to change this raises [`VERSION`].
@@ -200,6 +200,68 @@ mod tests {
         // What nobody can read.
         for event in [&b"\x12\x05"[..], b"\x12\x03\x0a\x01\xff"] {
             assert_eq!(of_event(event), None);
+        }
+    }
+
+    /// As the reference implementation has them: it goes another way for each of these lengths.
+    #[test]
+    fn the_mark_of_a_text_is_xxh3_whatever_its_length() {
+        for (length, mark) in [
+            (20, 0x7d2b_f3d2_315d_6fcf),
+            (100, 0x42e0_2b1e_b2c4_d712),
+            (200, 0x3285_53a7_fbfa_5f2b),
+            (1000, 0x3d7d_7312_0e30_85cb),
+        ] {
+            let text: String = ('a'..='z').cycle().take(length).collect();
+            assert_eq!(of_text(Field::ExternalId, &text), mark, "{length}");
+        }
+    }
+
+    /// Marks of what is read in another way would not be those that are stored.
+    #[test]
+    fn what_comes_twice_is_read_as_a_decoder_does() {
+        let with = |detail| VerificationEvent {
+            detail: Some(detail),
+            ..Default::default()
+        };
+        let verification = |verification_id: &str, outcome: Outcome| {
+            let verification = Verification {
+                verification_id: verification_id.to_owned(),
+                outcome: outcome.into(),
+                ..Default::default()
+            };
+            with(Detail::Verification(verification)).encode_to_vec()
+        };
+        let [one, two] = [
+            verification("one", Outcome::Approved),
+            verification("", Outcome::Rejected),
+        ];
+        let change = with(Detail::SubjectChange(SubjectChange::default())).encode_to_vec();
+        for (event, kind, id, outcome) in [
+            (
+                [&one[..], &two].concat(),
+                EventKind::Verification,
+                "one",
+                Outcome::Rejected,
+            ),
+            (
+                [&one[..], &change].concat(),
+                EventKind::SubjectChange,
+                "",
+                Outcome::Unspecified,
+            ),
+            (
+                [&one[..], &change, &two].concat(),
+                EventKind::Verification,
+                "",
+                Outcome::Rejected,
+            ),
+            (Vec::new(), EventKind::Unspecified, "", Outcome::Unspecified),
+        ] {
+            let marks = of_event(&event).unwrap();
+            assert_eq!(marks[3], of_number(Field::Kind, kind.into()));
+            assert_eq!(marks[4], of_number(Field::Outcome, outcome.into()));
+            assert_eq!(marks[8], of_text(Field::VerificationId, id));
         }
     }
 

@@ -15,6 +15,7 @@ use verdict::{
 };
 
 use crate::{
+    backup::copy_log,
     log::{ALL, at, new_event},
     support::{PATIENCE, log_config, real_now},
 };
@@ -308,6 +309,41 @@ async fn a_file_of_the_quarantine_that_was_deleted_and_is_there_again_is_deleted
     assert!((1..100).contains(&deliveries), "{deliveries}");
     let newest = log.find_quarantined(Uuid::from_u128(300)).await.unwrap();
     assert!(newest.is_some());
+}
+
+#[tokio::test]
+async fn a_quarantine_that_begins_anew_keeps_what_comes() {
+    let (directory, crashed) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let config = |directory: &TempDir| LogConfig {
+        retention: Retention {
+            quarantine_max_bytes: 80_000,
+            ..Default::default()
+        },
+        ..log_config(directory.path())
+    };
+    let now = real_now().as_second();
+    let fill = async |log: &EmbeddedLog, numbers: std::ops::Range<u128>| {
+        for number in numbers {
+            let delivery = quarantined(number, QuarantineKind::Genuine, now);
+            log.quarantine(delivery).await.unwrap();
+        }
+    };
+    let log = open(&config(&directory));
+    fill(&log, 1..301).await;
+    eventually(|| log.stats().genuine.dropped > 200).await;
+    // As a crash leaves it, without a note of what there was; and then somebody puts the files aside.
+    copy_log(directory.path(), crashed.path());
+    let quarantine = crashed.path().join("quarantine");
+    fs::remove_dir_all(&quarantine).unwrap();
+    let config = config(&crashed);
+    let log = open(&config);
+    // More than one file of them.
+    fill(&log, 1001..1041).await;
+    assert!(fs::read_dir(&quarantine).unwrap().count() > 2);
+    drop(log);
+    for _ in 0..2 {
+        assert_eq!(open(&config).stats().genuine.deliveries, 40);
+    }
 }
 
 #[tokio::test]

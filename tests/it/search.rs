@@ -1,6 +1,6 @@
 //! A search finds what a look at every event would find, whatever it passes over.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
 use fastrand::Rng;
 use futures_util::future::join_all;
@@ -24,6 +24,7 @@ use verdict::{
 };
 
 use crate::{
+    backup::{copy, copy_log},
     log::{ALL, new_event},
     simulated_disk::{EIO, Fault, SimulatedDisk},
     support::{PATIENCE, log_config},
@@ -389,4 +390,55 @@ async fn what_retention_has_deleted_is_not_passed_over_in_silence() {
             assert!(matches!(found, Err(ReadError::NotRetained)), "{found:?}");
         }
     }
+}
+
+/// An event about a subject of its own.
+fn about(number: u128) -> NewEvent {
+    let subject = Subject {
+        external_id: format!("external-{number}"),
+        ..Default::default()
+    };
+    NewEvent {
+        encoded: event::encode(VerificationEvent {
+            subject: Some(subject),
+            ..Default::default()
+        }),
+        ..new_event(number, None, None)
+    }
+}
+
+/// A copy of a log is opened and goes its own way; then it is given the log's newer files, and keeps its own index.
+#[tokio::test]
+async fn the_index_of_another_history_hides_nothing() {
+    let (ours, copied) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let grow = async |directory: &TempDir, opening, numbers: std::ops::Range<u128>| {
+        let config = config(directory, 0);
+        let log = EmbeddedLog::open(&config, Uuid::from_u128(opening)).unwrap();
+        join_all(numbers.map(|number| log.append(about(number)))).await;
+    };
+    grow(&ours, 1, 1..101).await;
+    copy_log(ours.path(), copied.path());
+    grow(&copied, 2, 1001..1401).await;
+    grow(&ours, 3, 2001..2601).await;
+
+    let index = TempDir::new().unwrap();
+    copy(&copied.path().join("index"), index.path());
+    fs::remove_dir_all(copied.path()).unwrap();
+    copy_log(ours.path(), copied.path());
+    copy(index.path(), &copied.path().join("index"));
+    let log = EmbeddedLog::open(&config(&copied, 0), Uuid::from_u128(4)).unwrap();
+    assert_eq!(log.tail().end(), Position(700));
+    let mut rng = Rng::with_seed(1);
+    for number in [1, 100, 2001, 2100, 2200, 2300, 2400, 2500, 2600] {
+        let filter = EventFilter {
+            external_ids: vec![format!("external-{number}")],
+            ..Default::default()
+        };
+        let filter = Arc::new(Filter::try_from(filter).unwrap());
+        let found = search(&log, &filter, Position(0), &mut rng).await.unwrap();
+        assert_eq!(found.len(), 1, "{number}");
+    }
+    // Nor does anything pass for known that the copy knew.
+    let appended = log.append(about(1001)).await.unwrap();
+    assert!(matches!(appended, Appended::New(_)));
 }

@@ -38,7 +38,7 @@ impl Files {
     pub(super) fn open(
         disk: &Arc<dyn Disk>,
         config: &LogConfig,
-        meta: &MetaRecord,
+        meta: &mut MetaRecord,
         masters: &MasterKeys,
         acknowledged_to: u64,
     ) -> Result<Self, OpenError> {
@@ -120,28 +120,34 @@ impl Files {
 fn delete_again(
     disk: &Arc<dyn Disk>,
     config: &LogConfig,
-    meta: &MetaRecord,
+    meta: &mut MetaRecord,
     log_id: Uuid,
 ) -> Result<(), OpenError> {
-    let mut deleted = Vec::new();
-    for (kind, deleted_to) in [
-        (Kind::Events, meta.start),
-        (Kind::Genuine, meta.genuine_start),
-    ] {
-        let directory = Directory {
-            disk: Arc::clone(disk),
-            path: config.path.join(kind.directory()),
-            log_id,
-        };
-        let bases = recovery::deleted(&directory, deleted_to)?;
-        deleted.extend(bases.into_iter().map(|base| (directory.clone(), base)));
+    let directory = |kind: Kind| Directory {
+        disk: Arc::clone(disk),
+        path: config.path.join(kind.directory()),
+        log_id,
+    };
+    let (events, genuine) = (directory(Kind::Events), directory(Kind::Genuine));
+    // Other events than those of which some were deleted are noticed when they are opened.
+    let of_events = recovery::deleted(&events, meta.start)?.unwrap_or_default();
+    let of_genuine = recovery::deleted(&genuine, meta.genuine_start)?;
+    if of_genuine.is_none() {
+        tracing::warn!(log.path = %genuine.path.display(), "the quarantine is another one than that of which the oldest was deleted");
+        meta.genuine_start = 0;
     }
+    let of_events = of_events.into_iter().map(|base| (&events, base));
+    let of_genuine = of_genuine.into_iter().flatten();
+    let deleted: Vec<_> = of_events
+        .chain(of_genuine.map(|base| (&genuine, base)))
+        .collect();
     if deleted.is_empty() {
         return Ok(());
     }
     // The note of it may not have reached the disk either, and must before anything goes because of it.
     meta::write(disk.as_ref(), &config.path, meta)?;
     for (directory, base) in deleted {
+        tracing::warn!(log.path = %directory.path.display(), log.first = base, "what was deleted is there again, and is deleted again");
         directory.remove(base)?;
     }
     Ok(())

@@ -18,6 +18,7 @@ use super::{
     OpenError,
     acknowledged::Acknowledged,
     frame::{Frame, Parts},
+    openings::Openings,
     portion::{IdEntry, Portion, half},
     record::EventRecord,
     summary::Summarizer,
@@ -108,6 +109,7 @@ impl Index {
 pub(super) struct Indexer {
     pub(super) index: Index,
     acknowledged: Acknowledged,
+    openings: Openings,
     summarizer: Summarizer,
     /// When a portion is full.
     portion_events: usize,
@@ -120,15 +122,17 @@ impl Indexer {
     pub(super) fn open(
         directory: &Path,
         log_id: Uuid,
+        openings: Openings,
         portion_events: usize,
     ) -> Result<Self, OpenError> {
-        let tables = Tables::open(directory, log_id)?;
+        let tables = Tables::open(directory, log_id, &openings)?;
         Ok(Self {
             index: Index {
                 tables,
                 portions: Arc::default(),
             },
             acknowledged: Acknowledged::open(&directory.join(tables::DIRECTORY))?,
+            openings,
             summarizer: Summarizer::default(),
             portion_events,
             ingesting: None,
@@ -144,6 +148,11 @@ impl Indexer {
     /// How many seconds were waited for tables to be merged. Whoever holds it sees it grow.
     pub(super) fn waited(&self) -> Counter<f64, AtomicU64> {
         self.index.tables.waited.clone()
+    }
+
+    /// The log has been opened once more.
+    pub(super) fn set_openings(&mut self, openings: Openings) {
+        self.openings = openings;
     }
 
     /// Everything up to here is no longer retained.
@@ -248,9 +257,9 @@ impl Indexer {
             portions.frozen = Some(Arc::clone(&portion));
             portion
         };
-        let index = self.index.clone();
+        let (index, opening) = (self.index.clone(), self.openings.at(portion.end));
         let ingest = move || {
-            index.tables.ingest(&portion)?;
+            index.tables.ingest(&portion, &opening)?;
             index.portions_mut().frozen = None;
             Ok(())
         };
@@ -286,12 +295,28 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::log::embedded::record::{MetaRecord, OpeningRecord};
 
     const PORTION: usize = 4;
+    const OPENING: Uuid = Uuid::from_u128(7);
 
     fn open(directory: &TempDir) -> Indexer {
         std::fs::create_dir_all(directory.path()).unwrap();
-        Indexer::open(directory.path(), Uuid::from_u128(1), PORTION).unwrap()
+        open_in(directory, &[OPENING])
+    }
+
+    /// The log was opened in these openings, each time without an event in it.
+    fn open_in(directory: &TempDir, openings: &[Uuid]) -> Indexer {
+        let openings = openings.iter().map(|opening| OpeningRecord {
+            id: opening.as_bytes().to_vec().into(),
+            after: 0,
+        });
+        let meta = MetaRecord {
+            openings: openings.collect(),
+            ..Default::default()
+        };
+        let openings = Openings::of(&meta).unwrap();
+        Indexer::open(directory.path(), Uuid::from_u128(1), openings, PORTION).unwrap()
     }
 
     /// Adds events of one verification, whose ids are their numbers.
@@ -409,7 +434,7 @@ mod tests {
                 summaries: Vec::new(),
                 end: Position(4),
             };
-            indexer.index.tables.ingest(&part).unwrap();
+            indexer.index.tables.ingest(&part, &OPENING).unwrap();
             drop(indexer);
             indexer = open(&directory);
             assert_eq!(complete_to(&indexer), 4);
@@ -418,6 +443,33 @@ mod tests {
         indexer.close().unwrap();
         assert!((1..=8).all(|number| knows(&indexer, number)));
         assert_eq!((revision(&indexer), complete_to(&indexer)), (8, 8));
+    }
+
+    #[test]
+    fn an_index_of_another_history_is_made_anew() {
+        let directory = TempDir::new().unwrap();
+        let mut indexer = open(&directory);
+        add(&mut indexer, 1..=64);
+        indexer.close().unwrap();
+        drop(indexer);
+        // The log goes on in another opening, and is what it was.
+        let other = Uuid::from_u128(8);
+        assert!(knows(&open_in(&directory, &[OPENING]), 64));
+        assert!(knows(&open_in(&directory, &[other, OPENING]), 64));
+        // Another log with the same name has the same positions, and other events.
+        let mut indexer = open_in(&directory, &[other]);
+        assert!(!knows(&indexer, 64) && passed_over(&indexer, 1000).is_empty());
+        assert_eq!((complete_to(&indexer), revision(&indexer)), (0, 0));
+        // So does one whose portion was begun there and did not get far.
+        add(&mut indexer, 1..=8);
+        indexer.close().unwrap();
+        let part = Portion {
+            end: Position(70),
+            ..Default::default()
+        };
+        indexer.index.tables.begin(&part, &OPENING).unwrap();
+        drop(indexer);
+        assert!(!knows(&open_in(&directory, &[other]), 8));
     }
 
     #[test]
@@ -458,7 +510,7 @@ mod tests {
             ..Default::default()
         };
         // Killed before the note that all of the portion is there.
-        indexer.index.tables.ingest(&part).unwrap();
+        indexer.index.tables.ingest(&part, &OPENING).unwrap();
         drop(indexer);
         let mut indexer = open(&directory);
         assert_eq!(complete_to(&indexer), 62);

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     FORMAT, OpenError,
+    openings::Openings,
     record::{MetaRecord, OpeningRecord},
     small_file,
 };
@@ -70,7 +71,7 @@ pub(super) fn add_opening(
     meta: &mut MetaRecord,
     new_id: Uuid,
     end: Position,
-) -> Result<Vec<(Uuid, Position)>, OpenError> {
+) -> Result<Openings, OpenError> {
     meta.closed = None;
     // An opening in which nothing was written has given its name to no cursor.
     if meta.openings.len() > 1 {
@@ -83,10 +84,7 @@ pub(super) fn add_opening(
     let excess = meta.openings.len().saturating_sub(MAX_OPENINGS);
     meta.openings.drain(..excess);
     write(disk, directory, meta)?;
-    let openings = meta.openings.iter();
-    openings
-        .map(|opening| Ok((id(&opening.id)?, Position(opening.after))))
-        .collect()
+    Openings::of(meta)
 }
 
 pub(super) fn write(disk: &dyn Disk, directory: &Path, meta: &MetaRecord) -> io::Result<()> {

@@ -20,6 +20,7 @@ mod key_file;
 mod keys;
 mod master_file;
 mod meta;
+mod openings;
 mod portion;
 mod quarantine;
 mod reader;
@@ -63,6 +64,7 @@ use self::{
     health::Watchdog,
     index::{IndexError, Indexer, portion_events},
     master_file::MasterFile,
+    openings::Openings,
     reader::{Shared, read_error},
     request::{Reply, Request},
     retention::Retirement,
@@ -185,15 +187,22 @@ impl EmbeddedLog {
             );
         }
         let portion_events = portion_events(retention::segment_bytes(config));
-        let mut indexer = Indexer::open(directory, log_id, portion_events)?;
+        let mut indexer = Indexer::open(directory, log_id, Openings::of(&meta)?, portion_events)?;
         let Files {
             events,
             genuine,
             unverified,
-        } = Files::open(&disk, config, &meta, &masters, indexer.acknowledged_to()?)?;
+        } = Files::open(
+            &disk,
+            config,
+            &mut meta,
+            &masters,
+            indexer.acknowledged_to()?,
+        )?;
         indexer.complete(&events.view)?;
         let end = Position(events.end());
         let openings = meta::add_opening(disk.as_ref(), directory, &mut meta, new_id, end)?;
+        indexer.set_openings(openings.clone());
 
         let shared = Arc::new(Shared {
             openings,
@@ -297,22 +306,15 @@ impl Drop for EmbeddedLog {
 #[async_trait]
 impl EventLog for EmbeddedLog {
     fn cursor(&self, position: Position) -> Cursor {
-        let openings = &self.shared.openings;
-        // The opening in which the event was written, so that its cursor is the same for ever.
-        let after = openings.partition_point(|(_, after)| *after < position);
         Cursor {
-            log: openings[after.saturating_sub(1)].0,
+            // The opening in which the event was written, so that its cursor is the same for ever.
+            log: self.shared.openings.at(position),
             position,
         }
     }
 
     fn resolve(&self, cursor: &Cursor) -> Result<Position, OutOfRange> {
-        let openings = &self.shared.openings;
-        let found = openings.iter().position(|(id, _)| *id == cursor.log);
-        let index = found.ok_or(OutOfRange::OtherLog)?;
-        if let Some((_, end)) = openings.get(index + 1)
-            && cursor.position > *end
-        {
+        if !self.shared.openings.lead_to(&cursor.log, cursor.position) {
             return Err(OutOfRange::OtherLog);
         }
         if cursor.position > self.shared.tail.end() {

@@ -17,6 +17,7 @@ use super::{
     keys::Keys,
     reader,
     record::QuarantineRecord,
+    retention::MAX_SEGMENTS_AT_ONCE,
     seal::{Nonces, Purpose},
     segments::{Promise, Sealing, Segments, WriteError},
     slots::no_randomness,
@@ -309,7 +310,10 @@ impl Quarantine {
                 present.drop_through(last);
             }
         }
-        while let Some(last) = self.oldest_to_delete(now) {
+        for _ in 0..MAX_SEGMENTS_AT_ONCE {
+            let Some(last) = self.oldest_to_delete(now) else {
+                break;
+            };
             if self.segments.view.segments().len() == 1 {
                 self.segments.roll()?;
             }

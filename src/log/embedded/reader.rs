@@ -8,7 +8,6 @@ use std::{
 use bytes::Bytes;
 use prost::Message;
 use prost_types::Timestamp;
-use uuid::Uuid;
 
 use super::{
     OpenError,
@@ -16,6 +15,7 @@ use super::{
     health::Watchdog,
     index::{Index, IndexError},
     keys::Keys,
+    openings::Openings,
     quarantine::QuarantineView,
     record::EventRecord,
     seal::Purpose,
@@ -43,8 +43,7 @@ const READ_TOGETHER: u64 = 512;
 pub(super) struct Shared {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) directory: PathBuf,
-    /// When the log was opened: the id of the opening, and the end of the log at that time.
-    pub(super) openings: Vec<(Uuid, Position)>,
+    pub(super) openings: Openings,
     pub(super) events: Arc<View>,
     pub(super) measures: Measures,
     pub(super) index: Index,

@@ -96,11 +96,18 @@ fn recover_segments(
 }
 
 /// The first numbers of the segments of which retention had deleted all records, up to this number, and which are there.
-pub(super) fn deleted(directory: &Directory, deleted_to: u64) -> Result<Vec<u64>, OpenError> {
+/// `None` if these are other segments: retention leaves one behind all that it deletes.
+pub(super) fn deleted(
+    directory: &Directory,
+    deleted_to: u64,
+) -> Result<Option<Vec<u64>>, OpenError> {
     let bases = find(directory)?;
+    if deleted_to > 0 && bases.last().is_none_or(|newest| newest.0 <= deleted_to) {
+        return Ok(None);
+    }
     let with_next = bases.iter().zip(bases.iter().skip(1));
     let deleted = with_next.take_while(|(_, next)| next.0 <= deleted_to + 1);
-    Ok(deleted.map(|(segment, _)| segment.0).collect())
+    Ok(Some(deleted.map(|(segment, _)| segment.0).collect()))
 }
 
 /// The first numbers of the segments in a directory, in order, each with whether the bodies were dropped. Removes what was

@@ -6,6 +6,7 @@ use super::{
     frame::FrameError,
     meta,
     quarantine::Limits,
+    record::MetaRecord,
     segment::Segment,
     segments::{self, WriteError},
     writer::Writer,
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// How many segments are deleted before the writer looks at its requests again, or copied in a second.
-const MAX_SEGMENTS_AT_ONCE: usize = 8;
+pub(super) const MAX_SEGMENTS_AT_ONCE: usize = 8;
 
 /// How far deleting has come.
 pub(super) struct Retirement {
@@ -144,13 +145,13 @@ impl Writer {
             "events are no longer retained"
         );
         // Before the file goes: whatever is missing beyond this was not deleted by us.
-        self.meta.start = last;
-        let stored = meta::write(
-            self.shared.disk.as_ref(),
-            &self.shared.directory,
-            &self.meta,
-        );
+        let noted = MetaRecord {
+            start: last,
+            ..self.meta.clone()
+        };
+        let stored = meta::write(self.shared.disk.as_ref(), &self.shared.directory, &noted);
         stored.map_err(WriteError::Write)?;
+        self.meta = noted;
         self.events.delete_oldest()?;
         self.indexer.set_start(Position(last));
         Ok(true)
@@ -246,8 +247,13 @@ impl Writer {
         let now = now();
         let (shared, meta) = (&self.shared, &mut self.meta);
         let note = |last| {
-            meta.genuine_start = last;
-            meta::write(shared.disk.as_ref(), &shared.directory, meta)
+            let noted = MetaRecord {
+                genuine_start: last,
+                ..meta.clone()
+            };
+            meta::write(shared.disk.as_ref(), &shared.directory, &noted)?;
+            *meta = noted;
+            Ok(())
         };
         let retained = self.genuine.retain(now, note);
         // What comes back of the other one is thrown away with all of it: nobody was promised anything.

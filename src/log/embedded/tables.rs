@@ -5,7 +5,7 @@
 //! | `ids` | event id | position, first half of the SHA-256 of the content |
 //! | `verifications` | first half of the SHA-256 of provider, account and verification id | position of its newest event, where it stands |
 //! | `summaries` | number of a block of events | position of its last event, version of the marks, what of them is in the block |
-//! | `meta` | name | the id of the log, the position up to which the tables are complete |
+//! | `meta` | name | the id of the log; the position up to which the tables are complete; the one up to which they may know something, with the opening that its event was written in |
 //!
 //! They grow by whole portions, each sorted beforehand: that goes around the journal and the memtables of fjall, which cost
 //! most of its time. All of it follows from the events: after a crash, what is missing is made from the log again, and tables
@@ -19,7 +19,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -41,6 +41,7 @@ use uuid::Uuid;
 
 use super::{
     OpenError,
+    openings::Openings,
     portion::{IdEntry, Portion},
     record::StateRecord,
     summary,
@@ -74,6 +75,10 @@ pub(super) struct Tables {
     pub(super) waited: Counter<f64, AtomicU64>,
     /// The summaries of all blocks before this one are deleted.
     deleted_to: Arc<AtomicU64>,
+    /// One of them could not be read.
+    doubts_summaries: Arc<AtomicBool>,
+    /// Of the log.
+    directory: Arc<Path>,
 }
 
 impl std::fmt::Debug for Tables {
@@ -152,6 +157,7 @@ pub(super) const DIRECTORY: &str = "index";
 
 const META: &str = "meta";
 const COMPLETE_TO: &str = "complete_to";
+const BEGUN_TO: &str = "begun_to";
 const LOG_ID: &str = "log_id";
 
 /// The file that says that the index must be made anew.
@@ -159,16 +165,22 @@ const BROKEN: &str = "index.broken";
 
 impl Tables {
     /// Opens the tables of a log in the directory of its index. They may lack the newest events.
-    pub(super) fn open(directory: &Path, log_id: Uuid) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        directory: &Path,
+        log_id: Uuid,
+        openings: &Openings,
+    ) -> Result<Self, OpenError> {
         let path = directory.join(DIRECTORY);
         if directory.join(BROKEN).exists() {
             tracing::warn!("the index was found damaged and is made anew");
             remove(&path)?;
             fs::remove_file(directory.join(BROKEN))?;
         }
-        match Self::open_or_create(&path, log_id) {
+        match Self::open_or_create(directory, log_id, openings) {
             Ok(Some(index)) => return Ok(index),
-            Ok(None) => tracing::warn!("the index is of another log and is made anew"),
+            Ok(None) => tracing::warn!(
+                "the index is of another log, or of another history of it, and is made anew"
+            ),
             Err(error) if is_of_the_disk(&error) => {
                 return Err(OpenError::Index(error.to_string()));
             }
@@ -177,18 +189,22 @@ impl Tables {
             }
         }
         remove(&path)?;
-        match Self::open_or_create(&path, log_id) {
+        match Self::open_or_create(directory, log_id, openings) {
             Ok(Some(index)) => Ok(index),
             Ok(None) => Err(OpenError::Index("it is of another log".to_owned())),
             Err(error) => Err(OpenError::Index(error.to_string())),
         }
     }
 
-    /// Opens what is there; `None` if it is the index of another log.
-    fn open_or_create(path: &Path, log_id: Uuid) -> Result<Option<Self>, fjall::Error> {
+    /// Opens what is there; `None` if it is not known to be the index of this log.
+    fn open_or_create(
+        directory: &Path,
+        log_id: Uuid,
+        openings: &Openings,
+    ) -> Result<Option<Self>, fjall::Error> {
         let start = Arc::new(AtomicU64::new(0));
         let retained = Arc::clone(&start);
-        let database = Database::builder(path)
+        let database = Database::builder(directory.join(DIRECTORY))
             .cache_size(CACHE_BYTES)
             // Of several, fjall has one look for work without rest while another merges.
             .worker_threads(1)
@@ -217,6 +233,19 @@ impl Tables {
             Some(id) if *id == *log_id.as_bytes() => {}
             Some(_) => return Ok(None),
         }
+        // A copy of the log that has gone its own way has other events at the same positions.
+        let is_of_this_history = match meta.get(BEGUN_TO)? {
+            None => meta.get(COMPLETE_TO)?.is_none(),
+            Some(begun) => begun
+                .split_first_chunk::<8>()
+                .and_then(|(to, opening)| {
+                    Some((u64::from_be_bytes(*to), Uuid::from_slice(opening).ok()?))
+                })
+                .is_some_and(|(to, opening)| openings.lead_to(&opening, Position(to))),
+        };
+        if !is_of_this_history {
+            return Ok(None);
+        }
         Ok(Some(Self {
             ids: database.keyspace("ids", options)?,
             verifications: database.keyspace("verifications", options)?,
@@ -226,6 +255,8 @@ impl Tables {
             start,
             waited: Counter::default(),
             deleted_to: Arc::default(),
+            doubts_summaries: Arc::default(),
+            directory: directory.into(),
         }))
     }
 
@@ -280,16 +311,36 @@ impl Tables {
         let [first, last] = [first, last].map(|event| summary::block_of(event).to_be_bytes());
         let summaries = self.summaries.range(first..=last).map(Guard::into_inner);
         let readable = summaries.map_while(|summary| {
-            let failed = |error: &_| tracing::warn!(%error, "a summary of events cannot be read, so events are");
-            summary.inspect_err(failed).ok()
+            let readable = summary.inspect_err(|error| self.doubt_summaries(error));
+            readable.ok()
         });
         readable.filter_map(|(block, stored)| {
             Some((block_number(&block)?, summary::rules_out(&stored, wanted)))
         })
     }
 
+    /// A summary cannot be read. Events can, so that is told once, and mended by the next start.
+    fn doubt_summaries(&self, error: &fjall::Error) {
+        if self.doubts_summaries.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(%error, "a summary of events cannot be read, so events are, which takes filters longer");
+        if !is_of_the_disk(error) {
+            Self::mark_broken(&self.directory);
+        }
+    }
+
+    /// Takes note, durably, that the tables may know something of a portion, the last event of which was written in this
+    /// opening.
+    pub(super) fn begin(&self, portion: &Portion, opening: &Uuid) -> Result<(), IndexError> {
+        let begun = [&portion.end.0.to_be_bytes()[..], opening.as_bytes()].concat();
+        self.meta.insert(BEGUN_TO, begun)?;
+        Ok(self.database.persist(PersistMode::SyncAll)?)
+    }
+
     /// Adds a portion, durably. Adding it once more, after it was added in part, changes nothing.
-    pub(super) fn ingest(&self, portion: &Portion) -> Result<(), IndexError> {
+    pub(super) fn ingest(&self, portion: &Portion, opening: &Uuid) -> Result<(), IndexError> {
+        self.begin(portion, opening)?;
         let ids = portion.ids.iter().map(|(id, entry)| (id, entry.encode()));
         ingest_sorted(&self.ids, ids.collect())?;
         let verifications = portion.verifications.iter();
@@ -308,39 +359,38 @@ impl Tables {
         Ok(())
     }
 
-    /// Adds the summaries of a portion, and deletes some of those that no longer count.
+    /// Adds the summaries of a portion, in a table of their own, which nothing has to be merged with.
     fn ingest_summaries(&self, portion: &Portion) -> Result<(), IndexError> {
-        /// More than come with a portion, so that it does not last for ever.
-        const MOST_DELETED: usize = 4096;
-        let first = portion
-            .summaries
-            .first()
-            .map_or(u64::MAX, |first| first.block);
-        let retained = summary::block_of(Position(self.start.load(Ordering::Relaxed) + 1));
-        let from = self.deleted_to.load(Ordering::Relaxed);
-        let to = retained.min(first);
-        let mut deleted = Vec::new();
-        let no_longer = self
-            .summaries
-            .range(from.to_be_bytes()..to.max(from).to_be_bytes());
-        for entry in no_longer.take(MOST_DELETED) {
-            deleted.push(entry.key()?);
-        }
-        if deleted.is_empty() && portion.summaries.is_empty() {
+        self.delete_summaries()?;
+        if portion.summaries.is_empty() {
             return Ok(());
         }
-        let last = deleted.last().and_then(|last| block_number(last));
         let mut ingestion = self.summaries.start_ingestion()?;
-        for key in deleted {
-            ingestion.write_tombstone(key)?;
-        }
         for summary in &portion.summaries {
             ingestion.write(summary.block.to_be_bytes(), &summary.stored[..])?;
         }
-        ingestion.finish()?;
-        if let Some(last) = last {
-            self.deleted_to.store(last + 1, Ordering::Relaxed);
+        Ok(ingestion.finish()?)
+    }
+
+    /// Deletes some of the summaries whose events are no longer retained.
+    fn delete_summaries(&self) -> Result<(), IndexError> {
+        /// More than come with a portion, so that it does not last for ever.
+        const MOST: usize = 4096;
+        let from = self.deleted_to.load(Ordering::Relaxed);
+        let start = self.start.load(Ordering::Relaxed);
+        let to = summary::block_of(Position(start + 1)).max(from);
+        let no_longer = self.summaries.range(from.to_be_bytes()..to.to_be_bytes());
+        let keys = no_longer.take(MOST).map(Guard::key);
+        let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+        let Some(last) = keys.last().and_then(|last| block_number(last)) else {
+            return Ok(());
+        };
+        let mut ingestion = self.summaries.start_ingestion()?;
+        for key in keys {
+            ingestion.write_tombstone(key)?;
         }
+        ingestion.finish()?;
+        self.deleted_to.store(last + 1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -351,7 +401,8 @@ impl Tables {
         const PAUSE: Duration = Duration::from_millis(10);
         const PAUSES: usize = 500;
         for _ in 0..PAUSES {
-            let tables = [&self.ids, &self.verifications].map(Keyspace::l0_table_count);
+            let tables = [&self.ids, &self.verifications, &self.summaries];
+            let tables = tables.map(Keyspace::l0_table_count);
             if tables.into_iter().all(|count| count < MOST_TABLES) {
                 return;
             }
