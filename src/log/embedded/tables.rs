@@ -233,17 +233,7 @@ impl Tables {
             Some(id) if *id == *log_id.as_bytes() => {}
             Some(_) => return Ok(None),
         }
-        // A copy of the log that has gone its own way has other events at the same positions.
-        let is_of_this_history = match meta.get(BEGUN_TO)? {
-            None => meta.get(COMPLETE_TO)?.is_none(),
-            Some(begun) => begun
-                .split_first_chunk::<8>()
-                .and_then(|(to, opening)| {
-                    Some((u64::from_be_bytes(*to), Uuid::from_slice(opening).ok()?))
-                })
-                .is_some_and(|(to, opening)| openings.lead_to(&opening, Position(to))),
-        };
-        if !is_of_this_history {
+        if !is_of_this_history(&meta, openings)? {
             return Ok(None);
         }
         Ok(Some(Self {
@@ -420,6 +410,19 @@ impl Tables {
             tracing::error!(%error, "the index cannot be marked as damaged; remove the directory index");
         }
     }
+}
+
+/// Whether all that the tables may know is of events of this log. A copy that has gone its own way has others at the same
+/// positions.
+fn is_of_this_history(meta: &Keyspace, openings: &Openings) -> Result<bool, fjall::Error> {
+    let Some(begun) = meta.get(BEGUN_TO)? else {
+        return Ok(meta.get(COMPLETE_TO)?.is_none());
+    };
+    let begun = begun.split_first_chunk().and_then(|(to, opening)| {
+        let to = Position(u64::from_be_bytes(*to));
+        Some((to, Uuid::from_slice(opening).ok()?))
+    });
+    Ok(begun.is_some_and(|(to, opening)| openings.lead_to(&opening, to)))
 }
 
 /// The number that is the key of a summary.
