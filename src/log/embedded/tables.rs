@@ -49,7 +49,7 @@ use super::{
 use crate::log::{Position, VerificationState, Wanted};
 
 /// What is read from tables and kept in memory: above all their filters, each of which is asked for each id that is new. Those of
-/// ten million events fit.
+/// ten million events fit, if no summaries are read beside them.
 const CACHE_BYTES: u64 = 48 << 20;
 
 /// How many portions are merged at once, how large a table becomes, and how much more each level holds than the one above it. The
