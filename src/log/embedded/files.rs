@@ -129,7 +129,7 @@ fn delete_again(
         log_id,
     };
     let (events, genuine) = (directory(Kind::Events), directory(Kind::Genuine));
-    // Other events than those of which some were deleted are noticed when they are opened.
+    // That these are other events is for the index to notice, and for the note that is left on closing.
     let of_events = recovery::deleted(&events, meta.start)?.unwrap_or_default();
     let of_genuine = recovery::deleted(&genuine, meta.genuine_start)?;
     if of_genuine.is_none() {
