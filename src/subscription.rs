@@ -30,7 +30,7 @@ pub const READ_LIMIT: ReadLimit = ReadLimit {
 /// An event as someone sees it who may see the personal data of these sources.
 pub async fn visible(
     log: &dyn EventLog,
-    stored: &StoredEvent,
+    stored: StoredEvent,
     personal_data: &Reach,
 ) -> Result<Bytes, ReadError> {
     let may_see = match personal_data {
@@ -40,9 +40,9 @@ pub async fn visible(
             .is_some_and(|source| personal_data.covers(&source.provider, &source.account)),
     };
     if !may_see || stored.personal_data.size_bytes() == 0 {
-        return Ok(stored.event.clone());
+        return Ok(stored.event);
     }
-    let personal_data = log.personal_data(stored).await?;
+    let personal_data = log.personal_data(&stored).await?;
     Ok(event::merge(&stored.event, &personal_data))
 }
 
@@ -112,8 +112,6 @@ pub struct Subscription {
     pending: VecDeque<StoredEvent>,
     /// Up to here there is no other event to send.
     looked_to: Position,
-    /// How few events may be pending before more are read from the log; `None` while they come from the tail.
-    few: Option<usize>,
     /// What comes after that, when it comes from the log itself.
     ahead: Option<ReadAhead>,
     /// When the subscription last looked after anything but events.
@@ -172,7 +170,6 @@ impl Subscription {
             may_move: options.may_move,
             pending: VecDeque::new(),
             looked_to: options.after,
-            few: None,
             ahead: None,
             looked_around: now,
             live: false,
@@ -228,7 +225,7 @@ impl Subscription {
             match self.log.tail().read(self.position, READ_LIMIT) {
                 Some(events) if !events.is_empty() => {
                     self.pending = events.into();
-                    (self.looked_to, self.few) = (self.position, None);
+                    self.looked_to = self.position;
                     // A filter that matches nothing must not keep the thread from others.
                     task::yield_now().await;
                 }
@@ -271,15 +268,11 @@ impl Subscription {
     /// The next event of what was read that the filter lets pass. Stops where the stream is to stop.
     async fn next_pending(&mut self) -> Result<Option<Bytes>, ReadError> {
         let stop = self.stop_at.unwrap_or(Position(u64::MAX));
-        if self.few.is_some_and(|few| self.pending.len() <= few) {
-            self.few = None;
-            self.read_ahead();
-        }
         while let Some(event) = self.pending.pop_front_if(|event| event.position <= stop) {
             self.position = event.position;
             if self.filter.matches(&event.event) {
                 let log = self.log.as_ref();
-                return visible(log, &event, &self.personal_data).await.map(Some);
+                return visible(log, event, &self.personal_data).await.map(Some);
             }
         }
         self.position = self.position.max(self.looked_to.min(stop));
@@ -287,10 +280,9 @@ impl Subscription {
     }
 
     fn take(&mut self, found: Found) {
-        // Half of them are to be taken before more are read: who takes nothing has no more than these.
-        self.few = Some(found.events.len() / 2);
         self.pending = found.events.into();
         self.looked_to = found.to;
+        self.read_ahead();
     }
 
     async fn read_log(&mut self) -> Result<Found, ReadError> {

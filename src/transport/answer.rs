@@ -28,7 +28,7 @@ use crate::error::Code;
 
 /// The most of an answer that is handed to HTTP/2 at once. What it has been handed stays in memory until the client takes
 /// it, so more than this is copied: a part of a larger buffer would keep all of it.
-const PIECE_BYTES: usize = 16 << 10;
+pub(super) const PIECE_BYTES: usize = 16 << 10;
 
 /// How long an answer that is to end may lie.
 const LAST_TIMEOUT: Duration = Duration::from_secs(1);

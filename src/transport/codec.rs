@@ -15,7 +15,7 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-use super::status;
+use super::{answer::PIECE_BYTES, status};
 use crate::config::MAX_HEADERS;
 
 /// The largest request that carries no webhook. A filter has room for all the values that it may have.
@@ -33,7 +33,7 @@ impl<T, U> Default for BoundedCodec<T, U> {
 
 impl<T, U> Codec for BoundedCodec<T, U>
 where
-    T: Message + Send + 'static,
+    T: Message + Name + Send + 'static,
     U: Message + Name + Default + Send + 'static,
 {
     type Encode = T;
@@ -42,12 +42,22 @@ where
     type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::default().encoder()
+        ProstEncoder::new(match T::NAME {
+            "SubscribeResponse" | "IngestStreamResponse" => gathered(),
+            _ => BufferSettings::default(),
+        })
     }
 
     fn decoder(&mut self) -> Self::Decoder {
         BoundedDecoder(ProstCodec::<T, U>::default().decoder())
     }
+}
+
+/// How the messages of a stream are gathered: into what HTTP/2 is handed at once, with room for the one that exceeds it, so
+/// that they are not copied into pieces once more.
+fn gathered() -> BufferSettings {
+    const USUAL_MESSAGE_BYTES: usize = 1 << 10;
+    BufferSettings::new(PIECE_BYTES, PIECE_BYTES - USUAL_MESSAGE_BYTES)
 }
 
 /// Looks at a message before it is decoded.

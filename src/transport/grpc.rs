@@ -166,7 +166,7 @@ impl Shared {
         stored: &StoredEvent,
         personal_data: &Reach,
     ) -> Result<VerificationEvent, Status> {
-        let event = subscription::visible(self.log.as_ref(), stored, personal_data).await;
+        let event = subscription::visible(self.log.as_ref(), stored.clone(), personal_data).await;
         let event = event.map_err(|failed| self.read_error(failed))?;
         VerificationEvent::decode(event)
             .map_err(|error| status::undecodable(stored.position, &error))

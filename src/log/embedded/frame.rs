@@ -21,22 +21,30 @@ use std::{
 
 use bytes::Bytes;
 use crc32fast::Hasher;
+use prost::{DecodeError, Message};
 
 use crate::log::disk::DiskFile;
 
 /// The length of what stands before the head.
 pub(super) const HEADER_BYTES: usize = 40;
 
-/// A record of a file.
-#[derive(Clone, Debug)]
-pub(super) struct Frame {
+/// A record of a file, as it lies in what was read of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frame<'b> {
     pub(super) number: u64,
     pub(super) synced: u64,
     pub(super) time: i64,
-    pub(super) head: Bytes,
+    pub(super) head: &'b [u8],
     /// Empty when it was not asked for.
-    pub(super) body: Bytes,
+    pub(super) body: &'b [u8],
     pub(super) body_bytes: u32,
+}
+
+impl Frame<'_> {
+    /// Decodes the head. It is copied once, and what of the message is bytes are parts of the copy.
+    pub(super) fn decode<M: Message + Default>(&self) -> Result<M, DecodeError> {
+        M::decode(Bytes::copy_from_slice(self.head))
+    }
 }
 
 /// A record to be written.
@@ -167,15 +175,6 @@ impl Header<'_> {
     }
 }
 
-/// What the beginning of a buffer is.
-enum Parsed {
-    /// A record, and its length.
-    Frame(Frame, u64),
-    /// The beginning of a record that takes at least so many bytes.
-    Needs(u64),
-    Damaged(&'static str),
-}
-
 /// Which parts of records are read and checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parts {
@@ -183,43 +182,57 @@ pub(super) enum Parts {
     All,
 }
 
-/// What begins at a place of a buffer.
-fn parse(buffer: &Bytes, at: usize, parts: Parts) -> Parsed {
-    let record = &buffer[at..];
-    let Some(bytes) = record.first_chunk::<HEADER_BYTES>() else {
-        return Parsed::Needs(HEADER_BYTES as u64);
+/// Where the parts of a record end, counted from its beginning.
+#[derive(Clone, Copy)]
+struct Ends {
+    head: usize,
+    body: u64,
+}
+
+impl Ends {
+    /// Of the record that begins here. If not all of these parts are there: how many bytes they take at least.
+    fn find(record: &[u8], parts: Parts) -> Result<Self, u64> {
+        let Some(bytes) = record.first_chunk::<HEADER_BYTES>() else {
+            return Err(HEADER_BYTES as u64);
+        };
+        let header = Header { bytes };
+        let head = HEADER_BYTES + header.u32_at(4) as usize;
+        let body = head as u64 + u64::from(header.u32_at(8));
+        let needed = match parts {
+            Parts::Heads => head as u64,
+            Parts::All => body,
+        };
+        match record.len() as u64 >= needed {
+            true => Ok(Self { head, body }),
+            false => Err(needed),
+        }
+    }
+}
+
+/// The record that ends there, or what is wrong with it.
+fn parse(record: &[u8], ends: Ends, parts: Parts) -> Result<Frame<'_>, &'static str> {
+    let Some((bytes, head)) = record[..ends.head].split_first_chunk::<HEADER_BYTES>() else {
+        return Err("a record is shorter than its header");
     };
     let header = Header { bytes };
-    let (head_bytes, body_bytes) = (header.u32_at(4) as usize, header.u32_at(8));
-    let head_end = HEADER_BYTES + head_bytes;
-    let end = head_end as u64 + u64::from(body_bytes);
-    let needed = match parts {
-        Parts::Heads => head_end as u64,
-        Parts::All => end,
-    };
-    if (record.len() as u64) < needed {
-        return Parsed::Needs(needed);
+    if head_checksum(bytes, head) != header.u32_at(0) {
+        return Err("the checksum of a record's head does not match");
     }
-    if head_checksum(bytes, &record[HEADER_BYTES..head_end]) != header.u32_at(0) {
-        return Parsed::Damaged("the checksum of a record's head does not match");
-    }
-    let head = buffer.slice(at + HEADER_BYTES..at + head_end);
     let body = match parts {
-        Parts::Heads => Bytes::new(),
-        Parts::All => buffer.slice(at + head_end..at + head_end + body_bytes as usize),
+        Parts::Heads => &[],
+        Parts::All => &record[ends.head..ends.body as usize],
     };
-    if parts == Parts::All && crc32fast::hash(&body) != header.u32_at(12) {
-        return Parsed::Damaged("the checksum of a record's body does not match");
+    if parts == Parts::All && crc32fast::hash(body) != header.u32_at(12) {
+        return Err("the checksum of a record's body does not match");
     }
-    let frame = Frame {
+    Ok(Frame {
         number: header.u64_at(16),
         synced: header.u64_at(24),
         time: header.u64_at(32).cast_signed(),
         head,
         body,
-        body_bytes,
-    };
-    Parsed::Frame(frame, end)
+        body_bytes: header.u32_at(8),
+    })
 }
 
 /// Why a record could not be read.
@@ -239,13 +252,15 @@ pub(super) enum FrameError {
 pub(super) struct FrameReader {
     file: Box<dyn DiskFile>,
     path: PathBuf,
-    /// Where the next record begins.
+    /// Where the record begins that was read last, or will be read next.
     offset: u64,
+    /// How long the record is that was read last.
+    taken: u64,
     end: u64,
     parts: Parts,
     chunk_bytes: u64,
     /// What has been read, and where in it `offset` is.
-    buffer: Bytes,
+    buffer: Vec<u8>,
     at: usize,
 }
 
@@ -262,36 +277,38 @@ impl FrameReader {
             file,
             path: path.to_owned(),
             offset,
+            taken: 0,
             end,
             parts,
             chunk_bytes,
-            buffer: Bytes::new(),
+            buffer: Vec::new(),
             at: 0,
         }
     }
 
     /// The next record; `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<Frame>, FrameError> {
-        if self.offset == self.end {
+    pub(super) fn next(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
+        let left = self.go_on();
+        if left == 0 {
             return Ok(None);
         }
-        loop {
-            match parse(&self.buffer, self.at, self.parts) {
-                Parsed::Frame(frame, length) if length <= self.end - self.offset => {
-                    self.advance(length);
-                    return Ok(Some(frame));
-                }
-                Parsed::Needs(length) if length <= self.end - self.offset => self.fill(length)?,
-                Parsed::Frame(..) | Parsed::Needs(_) => {
+        let ends = loop {
+            match Ends::find(&self.buffer[self.at..], self.parts) {
+                Ok(ends) if ends.body <= left => break ends,
+                Err(needed) if needed <= left => self.fill(needed)?,
+                Ok(_) | Err(_) => {
                     return Err(self.damaged("a record reaches beyond the end of the file"));
                 }
-                Parsed::Damaged(what) => return Err(self.damaged(what)),
             }
-        }
+        };
+        self.taken = ends.body;
+        let parsed = parse(&self.buffer[self.at..], ends, self.parts);
+        parsed.map(Some).map_err(|what| self.damaged(what))
     }
 
     /// Passes over the next record, by the lengths that it gives. Whether they are right shows at the record behind it.
     pub(super) fn pass(&mut self) -> Result<(), FrameError> {
+        let left = self.go_on();
         if self.buffer.len() - self.at < HEADER_BYTES {
             self.fill(HEADER_BYTES as u64)?;
         }
@@ -300,33 +317,29 @@ impl FrameReader {
         };
         let header = Header { bytes };
         let lengths = u64::from(header.u32_at(4)) + u64::from(header.u32_at(8));
-        let length = HEADER_BYTES as u64 + lengths;
-        if length > self.end - self.offset {
+        self.taken = HEADER_BYTES as u64 + lengths;
+        if self.taken > left {
             return Err(self.damaged("a record reaches beyond the end of the file"));
         }
-        self.advance(length);
         Ok(())
     }
 
-    fn advance(&mut self, length: u64) {
-        self.offset += length;
+    /// Goes to the end of the record that was read last, and says how much is left from there.
+    fn go_on(&mut self) -> u64 {
         let rest = (self.buffer.len() - self.at) as u64;
-        self.at += rest.min(length) as usize;
+        self.at += rest.min(self.taken) as usize;
+        self.offset += std::mem::take(&mut self.taken);
+        self.end - self.offset
     }
 
     /// Reads at least so many bytes from `offset` on.
     fn fill(&mut self, needed: u64) -> Result<(), FrameError> {
         let wanted = needed.max(self.chunk_bytes).min(self.end - self.offset);
         let wanted = usize::try_from(wanted).map_err(io::Error::other)?;
-        // The same memory as before, unless somebody has kept a record of it.
         self.at = 0;
-        let mut buffer = std::mem::take(&mut self.buffer)
-            .try_into_mut()
-            .unwrap_or_default();
-        buffer.resize(wanted, 0);
-        let read = self.file.read_at(&mut buffer, self.offset)?;
-        buffer.truncate(read);
-        self.buffer = buffer.freeze();
+        self.buffer.resize(wanted, 0);
+        let read = self.file.read_at(&mut self.buffer, self.offset)?;
+        self.buffer.truncate(read);
         if (read as u64) < needed {
             return Err(self.damaged("the file is shorter than it must be"));
         }
@@ -348,7 +361,6 @@ impl FrameReader {
         let mut rest = vec![0; length];
         let read = self.file.read_at(&mut rest, self.offset)?;
         rest.truncate(read);
-        let rest = Bytes::from(rest);
         for at in 0..rest.len().saturating_sub(HEADER_BYTES) {
             let Some(bytes) = rest[at..].first_chunk::<HEADER_BYTES>() else {
                 break;
@@ -359,7 +371,8 @@ impl FrameReader {
             if claimed > number
                 && synced >= number
                 && synced < claimed
-                && let Parsed::Frame(..) = parse(&rest, at, Parts::All)
+                && let Ok(ends) = Ends::find(&rest[at..], Parts::All)
+                && parse(&rest[at..], ends, Parts::All).is_ok()
             {
                 return Ok(true);
             }

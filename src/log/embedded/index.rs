@@ -11,7 +11,6 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
-use prost::Message;
 use uuid::Uuid;
 
 use super::{
@@ -184,10 +183,10 @@ impl Indexer {
         Ok(())
     }
 
-    fn add_frame(&mut self, frame: &Frame) -> Result<(), OpenError> {
+    fn add_frame(&mut self, frame: &Frame<'_>) -> Result<(), OpenError> {
         let number = frame.number;
         let damaged = || OpenError::Damaged(format!("number {number}: its record cannot be read"));
-        let record = EventRecord::decode(frame.head.clone()).map_err(|_| damaged())?;
+        let record: EventRecord = frame.decode().map_err(|_| damaged())?;
         let marks = marks::of_event(&record.event);
         let summary = self.summarizer.add(Position(number), marks.as_ref());
         {

@@ -369,10 +369,10 @@ fn write_head(change: &Change, slot: u32, slots: u32, buffer: &mut Vec<u8>) -> i
 }
 
 /// Does again what a record says was done. The place of the key of a delivery that was taken out.
-fn replay(present: &mut Present, frame: &Frame) -> Result<Option<(u64, u32)>, OpenError> {
+fn replay(present: &mut Present, frame: &Frame<'_>) -> Result<Option<(u64, u32)>, OpenError> {
     let number = frame.number;
     let damaged = || OpenError::Damaged(format!("quarantine: record {number} cannot be read"));
-    let record = QuarantineRecord::decode(frame.head.clone()).map_err(|_| damaged())?;
+    let record: QuarantineRecord = frame.decode().map_err(|_| damaged())?;
     let id = Uuid::from_slice(&record.id).map_err(|_| damaged())?;
     if record.released {
         return Ok(present.release(&id));
@@ -435,20 +435,22 @@ impl QuarantineView {
     fn get(&self, sequence: u64) -> Result<Option<StoredQuarantined>, ReadError> {
         let mut found = None;
         let read = self.segments.read(sequence, sequence, Parts::All, |frame| {
-            found = Some(frame);
+            found = Some((frame.decode(), Bytes::copy_from_slice(frame.body)));
             true
         });
         if let Some(failed) = read.err() {
             return read_error(sequence, failed).map_or(Ok(None), Err);
         }
-        let Some(frame) = found else { return Ok(None) };
-        let record = QuarantineRecord::decode(frame.head)
-            .map_err(|_| damaged(sequence, "the record cannot be decoded"))?;
+        let Some((record, body)) = found else {
+            return Ok(None);
+        };
+        let record: QuarantineRecord =
+            record.map_err(|_| damaged(sequence, "the record cannot be decoded"))?;
         let opened = self.segments.open(Stored {
             number: sequence,
             slot: record.slot,
             purpose: Purpose::Delivery,
-            bytes: &frame.body,
+            bytes: &body,
         });
         let opened = match opened {
             Ok(opened) => opened,

@@ -6,7 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use prost::Message;
 use prost_types::Timestamp;
 
 use super::{
@@ -37,6 +36,9 @@ const SEARCHED_AT_ONCE: u64 = 1 << 19;
 
 /// How many events a search reads together, if none of them is ruled out.
 const READ_TOGETHER: u64 = 512;
+
+/// How large most events are, at the most, with their personal data.
+const EVENT_BYTES: usize = 1 << 10;
 
 /// What the writer and the readers share.
 #[derive(Debug)]
@@ -89,7 +91,7 @@ impl Shared {
         first: Position,
         last: Position,
         parts: Parts,
-        take: impl FnMut(Frame) -> bool,
+        take: impl FnMut(Frame<'_>) -> bool,
     ) -> Result<(), ReadError> {
         let read = self.events.read(first.0, last.0, parts, take);
         read.map_err(read_error)
@@ -99,21 +101,21 @@ impl Shared {
     pub(super) fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError> {
         let mut found = None;
         let read = self.read_frames(position, position, Parts::All, |frame| {
-            found = Some(frame);
+            found = Some((decode(&frame), Bytes::copy_from_slice(frame.body)));
             false
         });
         match read {
             Err(ReadError::NotRetained) => return Ok(None),
             read => read?,
         }
-        let Some(frame) = found.filter(|frame| !frame.body.is_empty()) else {
+        let Some((record, body)) = found.filter(|(_, body)| !body.is_empty()) else {
             return Ok(None);
         };
         let stored = Stored {
             number: position.0,
-            slot: decode(&frame)?.slot,
+            slot: record?.slot,
             purpose: Purpose::Delivery,
-            bytes: &frame.body,
+            bytes: &body,
         };
         self.events.open(stored).map_err(read_error)
     }
@@ -146,11 +148,10 @@ impl Shared {
     pub(super) fn event(&self, position: Position) -> Result<EventRecord, ReadError> {
         let mut found = None;
         self.read_frames(position, position, Parts::Heads, |frame| {
-            found = Some(frame);
+            found = Some(decode(&frame));
             false
         })?;
-        let frame = found.ok_or_else(|| damaged(position, "it is not there".to_owned()))?;
-        decode(&frame)
+        found.ok_or_else(|| damaged(position, "it is not there".to_owned()))?
     }
 
     /// Reads the events between two places.
@@ -163,6 +164,7 @@ impl Shared {
         let most = limit.records.max(1) as u64;
         let last = Position(end.0.min(after.0.saturating_add(most)));
         let mut page = Page::new(after, None, limit);
+        page.reserve(last.0.saturating_sub(after.0));
         let read = self.read_page(&mut page, last);
         page.found(read)
     }
@@ -300,16 +302,23 @@ impl<'w> Page<'w> {
         }
     }
 
+    /// Makes room for so many events of the usual size, or for as many as it takes.
+    fn reserve(&mut self, events: u64) {
+        let room = (events as usize).saturating_mul(EVENT_BYTES);
+        let most = self.limit.bytes.saturating_add(EVENT_BYTES);
+        self.bytes.reserve(room.min(most));
+    }
+
     fn is_full(&self) -> bool {
         self.records.len() >= self.limit.records.max(1)
             || self.bytes.len() >= self.limit.bytes.max(1)
             || (self.wanted.is_some() && self.read >= READ_AT_ONCE)
     }
 
-    fn add(&mut self, frame: &Frame) -> Result<(), ReadError> {
+    fn add(&mut self, frame: &Frame<'_>) -> Result<(), ReadError> {
         let (mut event, mut personal_data, mut slot) = (&[][..], &[][..], 0);
         // An [`EventRecord`], of which subscribers are given no more than this.
-        for field in Fields(&frame.head) {
+        for field in Fields(frame.head) {
             match field.ok_or_else(|| undecodable(frame))? {
                 (1, Value::Bytes(bytes)) => event = bytes,
                 (2, Value::Bytes(bytes)) => personal_data = bytes,
@@ -345,8 +354,11 @@ impl<'w> Page<'w> {
         }
     }
 
-    fn events(self) -> Vec<StoredEvent> {
-        let mut bytes = Bytes::from(self.bytes.into_boxed_slice());
+    fn events(mut self) -> Vec<StoredEvent> {
+        if self.bytes.len() < self.bytes.capacity() / 2 {
+            self.bytes.shrink_to_fit();
+        }
+        let mut bytes = Bytes::from(self.bytes);
         let records = self.records.into_iter();
         let events = records.map(|record| StoredEvent {
             position: record.position,
@@ -374,13 +386,11 @@ pub(super) fn damaged(position: Position, place: String) -> ReadError {
     ReadError::Damaged { position, place }
 }
 
-fn decode(frame: &Frame) -> Result<EventRecord, ReadError> {
-    // Copied: the head is a part of all that was read at once, and would keep it in memory.
-    let head = Bytes::copy_from_slice(&frame.head);
-    EventRecord::decode(head).map_err(|_| undecodable(frame))
+fn decode(frame: &Frame<'_>) -> Result<EventRecord, ReadError> {
+    frame.decode().map_err(|_| undecodable(frame))
 }
 
-fn undecodable(frame: &Frame) -> ReadError {
+fn undecodable(frame: &Frame<'_>) -> ReadError {
     let place = "the record cannot be decoded".to_owned();
     damaged(Position(frame.number), place)
 }

@@ -7,7 +7,6 @@
 
 use std::{collections::VecDeque, path::Path};
 
-use bytes::Bytes;
 use prost::Message;
 
 use super::{
@@ -217,7 +216,7 @@ fn scan_records(
     segment: &mut Segment,
     reader: &mut FrameReader,
 ) -> Result<Option<FrameError>, OpenError> {
-    let mut last = Bytes::new();
+    let mut last = Vec::new();
     let failed = loop {
         match reader.next() {
             Ok(None) => break None,
@@ -228,14 +227,15 @@ fn scan_records(
             Ok(Some(frame)) => {
                 segment.proved = frame.synced;
                 // It only grows.
-                last = frame.head.clone();
+                last.clear();
+                last.extend_from_slice(frame.head);
                 segment.add(frame.time, frame.head.len(), frame.body_bytes);
             }
             Err(error) => break Some(error),
         }
     };
     // Whoever wants more of the record is told that it cannot be read.
-    let sealed = SealedRecord::decode(last).unwrap_or_default();
+    let sealed = SealedRecord::decode(&last[..]).unwrap_or_default();
     segment.slots = sealed.slots;
     Ok(failed)
 }

@@ -376,7 +376,7 @@ pub(super) fn drop_bodies(view: &View, segment: &Segment) -> Result<Segment, Fra
             number: frame.number,
             synced: frame.synced,
             time: frame.time,
-            head: &frame.head,
+            head: frame.head,
             body: &[],
         };
         record.encode(&mut buffer)?;

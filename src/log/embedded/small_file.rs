@@ -39,7 +39,7 @@ pub(super) fn read(disk: &dyn Disk, path: &Path) -> Result<Option<Bytes>, FrameE
     let size = file.size()?;
     let mut reader = FrameReader::new(file, path, (0, size), Parts::All, size);
     match reader.next()? {
-        Some(frame) => Ok(Some(frame.head)),
+        Some(frame) => Ok(Some(Bytes::copy_from_slice(frame.head))),
         None => Err(reader.damaged("it is empty")),
     }
 }

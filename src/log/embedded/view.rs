@@ -17,8 +17,9 @@ use super::{
 };
 use crate::log::{Position, Sealed};
 
-/// How much is read at once by who reads on and on.
-pub(super) const CHUNK_BYTES: u64 = 256 << 10;
+/// How much is read at once by who reads on and on. It stays in the caches of a processor, and of what is read last for a page
+/// of events, little is read in vain.
+pub(super) const CHUNK_BYTES: u64 = 64 << 10;
 
 /// How much is read at once by who wants a single record: about a stride.
 const SMALL_CHUNK_BYTES: u64 = 32 << 10;
@@ -205,7 +206,7 @@ impl View {
         first: u64,
         last: u64,
         parts: Parts,
-        mut take: impl FnMut(Frame) -> bool,
+        mut take: impl FnMut(Frame<'_>) -> bool,
     ) -> Result<(), ViewError> {
         let mut next = first;
         while next <= last {
