@@ -14,7 +14,10 @@ use futures_util::{Stream, future, stream};
 use hdrhistogram::Histogram;
 use http::uri::PathAndQuery;
 use prost::Message;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
 use tonic::{
     Status, Streaming,
     client::Grpc,
@@ -206,24 +209,39 @@ async fn one_stream(
     ahead: usize,
 ) -> Histogram<u64> {
     let room = Arc::new(Semaphore::new(ahead));
-    let count = messages.len();
-    let mut answers = open(&channel, path, paced(messages, Arc::clone(&room))).await;
-    for _ in 0..count {
+    let (sent, mut times) = mpsc::unbounded_channel();
+    let (count, mut latency) = (messages.len(), histogram());
+    let mut answers = open(&channel, path, paced(messages, Arc::clone(&room), sent)).await;
+    for index in 0..count {
         let answer = answers.message().await.expect("no error");
         check(path, &answer.expect("as many answers as messages"));
         room.add_permits(1);
+        if index.is_multiple_of(SAMPLED) {
+            let sent: Instant = times.recv().await.expect("sent before it was answered");
+            latency.saturating_record(micros(sent.elapsed()));
+        }
     }
-    histogram()
+    latency
 }
 
+/// Of how many messages of a stream one is timed: from when it is sent until as many answers have come.
+const SAMPLED: usize = 64;
+
 /// Messages that wait until there is room for them.
-fn paced(messages: Vec<Bytes>, room: Arc<Semaphore>) -> impl Stream<Item = Bytes> + Send {
+fn paced(
+    messages: Vec<Bytes>,
+    room: Arc<Semaphore>,
+    sent: mpsc::UnboundedSender<Instant>,
+) -> impl Stream<Item = Bytes> + Send {
     stream::unfold(
-        (messages.into_iter(), room),
-        |(mut messages, room)| async move {
-            let message = messages.next()?;
+        (messages.into_iter().enumerate(), room, sent),
+        |(mut messages, room, sent)| async move {
+            let (index, message) = messages.next()?;
             room.acquire().await.expect("it is never closed").forget();
-            Some((message, (messages, room)))
+            if index.is_multiple_of(SAMPLED) {
+                let _ = sent.send(Instant::now());
+            }
+            Some((message, (messages, room, sent)))
         },
     )
 }

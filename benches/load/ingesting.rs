@@ -40,20 +40,18 @@ pub(crate) async fn unary(size: Size, in_flight: usize, goals: &mut Goals) {
     let webhooks = Webhooks::new();
     let (mut echo, mut ingest) = (Row::default(), Row::default());
     for round in 0..size.rounds {
-        let before = baseline.processor_time();
-        let measured = client::unary(&baseline.url, ECHO, echoes(size.events), in_flight).await;
-        echo.add(&measured, baseline.processor_time() - before);
+        let requests = echoes(size.events);
+        let work = client::unary(&baseline.url, ECHO, requests, in_flight);
+        echo.measure(&baseline, work).await;
         let first = round * size.events;
         let requests = webhooks.unary(first..first + size.events);
-        let before = verdict.processor_time();
-        let measured = client::unary(&verdict.url, INGEST, requests, in_flight).await;
-        ingest.add(&measured, verdict.processor_time() - before);
+        let work = client::unary(&verdict.url, INGEST, requests, in_flight);
+        ingest.measure(&verdict, work).await;
     }
     head(&format!("Unary, {in_flight} in flight"));
     echo.print("echo");
     ingest.print("Ingest, durable");
-    println!("\nratio **{:.2}**", ingest.ratio_to(&echo));
-    println!("resident: {} MiB\n", verdict.resident_bytes() >> 20);
+    println!("\nratio **{:.2}**\n", ingest.ratio_to(&echo));
     let what = format!("durable unary Ingest to unary echo, {in_flight} in flight");
     match in_flight {
         256 => goals.at_least(&what, 0.75, ingest.ratio_to(&echo), ""),
@@ -77,15 +75,13 @@ pub(crate) async fn streams(size: Size, goals: &mut Goals) {
     let webhooks = Webhooks::new();
     let (mut echo, mut ingest) = (Row::default(), Row::default());
     for round in 0..size.rounds {
-        let before = baseline.processor_time();
-        let measured =
-            client::streams(&baseline.url, ECHO_STREAM, echoes(5 * size.events), AHEAD).await;
-        echo.add(&measured, baseline.processor_time() - before);
+        let requests = echoes(5 * size.events);
+        let work = client::streams(&baseline.url, ECHO_STREAM, requests, AHEAD);
+        echo.measure(&baseline, work).await;
         let first = round * size.events;
         let requests = webhooks.stream(first..first + size.events);
-        let before = verdict.processor_time();
-        let measured = client::streams(&verdict.url, INGEST_STREAM, requests, AHEAD).await;
-        ingest.add(&measured, verdict.processor_time() - before);
+        let work = client::streams(&verdict.url, INGEST_STREAM, requests, AHEAD);
+        ingest.measure(&verdict, work).await;
     }
     head(&format!("Bidirectional streams, {AHEAD} in flight"));
     echo.print("echo stream");

@@ -90,14 +90,18 @@ async fn read(
     row: &mut Row,
 ) -> u64 {
     let channel = connect(&server.url).await;
-    let (before, begun) = (server.processor_time(), Instant::now());
-    let messages = drain(subscribe(&channel, path, request).await).await;
-    let measured = Measured {
-        count: events,
-        took: begun.elapsed(),
-        latency: client::histogram(),
+    let mut messages = 0;
+    let work = async {
+        let begun = Instant::now();
+        messages = drain(subscribe(&channel, path, request).await).await;
+        Measured {
+            count: events,
+            took: begun.elapsed(),
+            // Of none: nobody waits for a certain event.
+            latency: client::histogram(),
+        }
     };
-    row.add(&measured, server.processor_time() - before);
+    row.measure(server, work).await;
     messages
 }
 
@@ -113,6 +117,7 @@ pub(crate) struct FanOut {
     pub(crate) per_second: f64,
     pub(crate) cpu: Duration,
     pub(crate) deliveries: u64,
+    resident_bytes: u64,
 }
 
 /// Sends so many events to so many live subscribers.
@@ -137,6 +142,7 @@ pub(crate) async fn fan_out(events: u64, subscribers: usize) -> FanOut {
         per_second: deliveries as f64 / begun.elapsed().as_secs_f64(),
         cpu: verdict.processor_time() - before,
         deliveries,
+        resident_bytes: verdict.resident_bytes(),
     }
 }
 
@@ -148,9 +154,10 @@ pub(crate) async fn subscribers(size: Size, goals: &mut Goals) {
     let idle = idle_subscriber_bytes().await;
     println!("## {LIVE} live subscribers\n");
     println!(
-        "{:.0} deliveries a second, {:.2} µs of server CPU each; an idle subscriber takes {:.1} KiB\n",
+        "{:.0} deliveries a second, {:.2} µs of server CPU each, {} MiB resident; an idle subscriber takes {:.1} KiB\n",
         live.per_second,
         micros(live.cpu, live.deliveries),
+        live.resident_bytes >> 20,
         idle / 1024.0
     );
     let what = "deliveries a second to 100 live subscribers";

@@ -4,7 +4,10 @@ use std::{fs, path::Path, time::Duration};
 
 use hdrhistogram::Histogram;
 
-use crate::client::{self, Measured};
+use crate::{
+    client::{self, Measured},
+    process::Server,
+};
 
 /// Says how the tables are to be read, and names the machine and the disk that is written to.
 pub(crate) fn machine() {
@@ -14,7 +17,9 @@ pub(crate) fn machine() {
          which the two services take turns. The baseline does nothing: \"echo\" sends back the 900 bytes that it was sent, \"raw\n\
          stream\" sends 600 bytes again and again. verdict verifies, normalizes, recognizes duplicates, encrypts and syncs webhooks\n\
          of five providers, of about 900 bytes, made up after what the providers document; Kayle's are signed and not encrypted,\n\
-         because opening those would measure RSA. Where the time goes is told in [ARCHITECTURE.md](../ARCHITECTURE.md#performance).\n"
+         because opening those would measure RSA. Of a stream, every 64th message is timed: until as many answers have come. Whoever\n\
+         catches up waits for no event in particular. What is resident is that after the last round. Where the time goes is told in\n\
+         [ARCHITECTURE.md](../ARCHITECTURE.md#performance).\n"
     );
     let cpus = fs::read_to_string("/proc/cpuinfo").expect("Linux");
     let model = cpus
@@ -56,13 +61,19 @@ fn filesystem() -> String {
 pub(crate) struct Row {
     per_second: Vec<f64>,
     cpu_micros: Vec<f64>,
+    resident_bytes: u64,
     latency: Option<Histogram<u64>>,
 }
 
 impl Row {
-    pub(crate) fn add(&mut self, measured: &Measured, cpu: Duration) {
+    /// Measures what a server does, once more.
+    pub(crate) async fn measure(&mut self, server: &Server, work: impl Future<Output = Measured>) {
+        let before = server.processor_time();
+        let measured = work.await;
+        let cpu = server.processor_time() - before;
         self.per_second.push(measured.per_second());
         self.cpu_micros.push(micros(cpu, measured.count));
+        self.resident_bytes = server.resident_bytes();
         let all = self.latency.get_or_insert_with(client::histogram);
         all.add(&measured.latency).expect("the same bounds");
     }
@@ -70,10 +81,11 @@ impl Row {
     pub(crate) fn print(&self, name: &str) {
         let latency = self.latency.as_ref().filter(|latency| !latency.is_empty());
         println!(
-            "| {name} | {:.0} | {:.1} | {} |",
+            "| {name} | {:.0} | {:.1} | {} | {} MiB |",
             self.per_second(),
             self.cpu_micros(),
-            latency.map_or(String::new(), percentiles),
+            latency.map_or("–".to_owned(), percentiles),
+            self.resident_bytes >> 20,
         );
     }
 
@@ -103,7 +115,7 @@ impl Row {
 pub(crate) fn head(title: &str) {
     println!("## {title}\n");
     println!(
-        "| service | per second | server CPU, µs each | p50 / p99 / p99.9 |\n|---|---|---|---|"
+        "| service | per second | server CPU, µs each | p50 / p99 / p99.9 | resident |\n|---|---|---|---|---|"
     );
 }
 
