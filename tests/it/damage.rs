@@ -260,9 +260,14 @@ async fn an_index_that_is_lost_or_damaged_is_made_again() {
         (|index: &Path| std::fs::remove_dir_all(index).unwrap()) as fn(&Path),
         |index| std::fs::write(index.join("version"), "nonsense").unwrap(),
         |index| std::fs::write(index.with_extension("broken"), "").unwrap(),
+        // Whoever opened it last has died in that.
+        |index| std::fs::write(index.with_extension("opening"), "").unwrap(),
     ] {
+        let old = index.join("old");
+        std::fs::write(&old, "").unwrap();
         damage(&index);
         let log = open(&disk, &directory).unwrap();
+        assert!(!old.exists());
         for (number, stored) in (1..).zip(&events) {
             let id = Uuid::from_u128(number);
             assert_eq!(log.find(id).await.unwrap().as_ref(), Some(stored));

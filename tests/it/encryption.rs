@@ -135,7 +135,8 @@ async fn read_all(log: &EmbeddedLog) -> Vec<Read> {
     all
 }
 
-fn files(directory: &Path) -> Vec<PathBuf> {
+/// The files of a directory and of all in it.
+pub(crate) fn files(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

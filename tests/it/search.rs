@@ -25,6 +25,7 @@ use verdict::{
 
 use crate::{
     backup::{copy, copy_log},
+    encryption::files,
     log::{ALL, new_event},
     simulated_disk::{EIO, Fault, SimulatedDisk},
     support::{PATIENCE, log_config},
@@ -441,4 +442,45 @@ async fn the_index_of_another_history_hides_nothing() {
     // Nor does anything pass for known that the copy knew.
     let appended = log.append(about(1001)).await.unwrap();
     assert!(matches!(appended, Appended::New(_)));
+}
+
+#[tokio::test]
+async fn a_flipped_bit_of_a_table_hides_nothing() {
+    const BLOCKS: u64 = 10;
+    let (directory, whole) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let config = config(&directory, 0);
+    let disk = SimulatedDisk::new(1);
+    drop(blocks(&disk, &config, BLOCKS).await);
+    let index = directory.path().join("index");
+    copy(&index, whole.path());
+    let mut rng = Rng::with_seed(1);
+    let mut made_anew = 0;
+    for _ in 0..100 {
+        fs::remove_dir_all(&index).unwrap();
+        copy(whole.path(), &index);
+        let mut tables = files(&index);
+        tables.retain(|file| file.parent().unwrap().ends_with("tables"));
+        tables.sort();
+        let table = &tables[rng.usize(..tables.len())];
+        let mut bytes = fs::read(table).unwrap();
+        // Where the entries lie. At damage behind them fjall may abort the process, so that only a new start helps.
+        let at = rng.usize(..bytes.len() / 2);
+        bytes[at] ^= 1 << rng.u32(..8);
+        fs::write(table, bytes).unwrap();
+        let log = open(&disk, &config);
+        for _ in 0..10 {
+            let number = rng.u64(1..=BLOCKS * BLOCK);
+            let wanted = EventFilter {
+                subject_ids: vec![format!("subject-{number}")],
+                ..Default::default()
+            };
+            let filter = Arc::new(Filter::try_from(wanted).unwrap());
+            let found = search(&log, &filter, Position(0), &mut rng).await.unwrap();
+            let found: Vec<_> = found.iter().map(|event| event.position).collect();
+            assert_eq!(found, [Position(number)], "{}: byte {at}", table.display());
+        }
+        drop(log);
+        made_anew += usize::from(directory.path().join("index.broken").exists());
+    }
+    assert!(made_anew > 5, "{made_anew}");
 }
