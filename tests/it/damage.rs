@@ -260,8 +260,6 @@ async fn an_index_that_is_lost_or_damaged_is_made_again() {
         (|index: &Path| std::fs::remove_dir_all(index).unwrap()) as fn(&Path),
         |index| std::fs::write(index.join("version"), "nonsense").unwrap(),
         |index| std::fs::write(index.with_extension("broken"), "").unwrap(),
-        // Whoever opened it last has died in that.
-        |index| std::fs::write(index.with_extension("opening"), "").unwrap(),
     ] {
         let old = index.join("old");
         std::fs::write(&old, "").unwrap();
@@ -277,6 +275,10 @@ async fn an_index_that_is_lost_or_damaged_is_made_again() {
         let history = log.verification([1; 32]).await.unwrap().unwrap();
         assert_eq!((history.revision, history.last), (10, Position(28)));
     }
+    // And no other.
+    std::fs::write(index.join("old"), "").unwrap();
+    drop(open(&disk, &directory).unwrap());
+    assert!(index.join("old").exists());
 }
 
 #[tokio::test]

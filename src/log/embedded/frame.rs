@@ -209,7 +209,7 @@ impl Ends {
     }
 }
 
-/// The record that ends there, or what is wrong with it.
+/// The record of which these parts were found to end there, or what is wrong with it.
 fn parse(record: &[u8], ends: Ends, parts: Parts) -> Result<Frame<'_>, &'static str> {
     let Some((bytes, head)) = record[..ends.head].split_first_chunk::<HEADER_BYTES>() else {
         return Err("a record is shorter than its header");
@@ -301,9 +301,13 @@ impl FrameReader {
                 }
             }
         };
-        self.taken = ends.body;
-        let parsed = parse(&self.buffer[self.at..], ends, self.parts);
-        parsed.map(Some).map_err(|what| self.damaged(what))
+        match parse(&self.buffer[self.at..], ends, self.parts) {
+            Ok(frame) => {
+                self.taken = ends.body;
+                Ok(Some(frame))
+            }
+            Err(what) => Err(self.damaged(what)),
+        }
     }
 
     /// Passes over the next record, by the lengths that it gives. Whether they are right shows at the record behind it.
@@ -317,10 +321,11 @@ impl FrameReader {
         };
         let header = Header { bytes };
         let lengths = u64::from(header.u32_at(4)) + u64::from(header.u32_at(8));
-        self.taken = HEADER_BYTES as u64 + lengths;
-        if self.taken > left {
+        let length = HEADER_BYTES as u64 + lengths;
+        if length > left {
             return Err(self.damaged("a record reaches beyond the end of the file"));
         }
+        self.taken = length;
         Ok(())
     }
 
@@ -338,9 +343,9 @@ impl FrameReader {
         let wanted = usize::try_from(wanted).map_err(io::Error::other)?;
         self.at = 0;
         self.buffer.resize(wanted, 0);
-        let read = self.file.read_at(&mut self.buffer, self.offset)?;
-        self.buffer.truncate(read);
-        if (read as u64) < needed {
+        let read = self.file.read_at(&mut self.buffer, self.offset);
+        self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+        if (read? as u64) < needed {
             return Err(self.damaged("the file is shorter than it must be"));
         }
         Ok(())

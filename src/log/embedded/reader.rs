@@ -101,14 +101,16 @@ impl Shared {
     pub(super) fn delivery(&self, position: Position) -> Result<Option<Bytes>, ReadError> {
         let mut found = None;
         let read = self.read_frames(position, position, Parts::All, |frame| {
-            found = Some((decode(&frame), Bytes::copy_from_slice(frame.body)));
+            if !frame.body.is_empty() {
+                found = Some((decode(&frame), Bytes::copy_from_slice(frame.body)));
+            }
             false
         });
         match read {
             Err(ReadError::NotRetained) => return Ok(None),
             read => read?,
         }
-        let Some((record, body)) = found.filter(|(_, body)| !body.is_empty()) else {
+        let Some((record, body)) = found else {
             return Ok(None);
         };
         let stored = Stored {
@@ -355,7 +357,8 @@ impl<'w> Page<'w> {
     }
 
     fn events(mut self) -> Vec<StoredEvent> {
-        if self.bytes.len() < self.bytes.capacity() / 2 {
+        // Of what was reserved little is left, unless the page ends early or with a large event.
+        if self.bytes.capacity() - self.bytes.len() > self.bytes.len() / 8 {
             self.bytes.shrink_to_fit();
         }
         let mut bytes = Bytes::from(self.bytes);

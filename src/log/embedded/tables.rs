@@ -109,7 +109,7 @@ impl From<fjall::Error> for IndexError {
 
 /// Whether an error says nothing about what is stored.
 fn is_of_the_disk(error: &fjall::Error) -> bool {
-    // A damaged length or offset makes a call invalid.
+    // A damaged offset makes a call invalid.
     use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
     match error {
         fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => !matches!(
@@ -165,10 +165,6 @@ const LOG_ID: &str = "log_id";
 /// The file that says that the index must be made anew.
 const BROKEN: &str = "index.broken";
 
-/// The file that is there while the index is being opened. At some damage fjall panics, or asks for so much memory that the
-/// process is aborted; the next start finds the file and makes the index anew.
-const OPENING: &str = "index.opening";
-
 impl Tables {
     /// Opens the tables of a log in the directory of its index. They may lack the newest events.
     pub(super) fn open(
@@ -177,19 +173,12 @@ impl Tables {
         openings: &Openings,
     ) -> Result<Self, OpenError> {
         let path = directory.join(DIRECTORY);
-        let broken = directory.join(BROKEN);
-        let opening = directory.join(OPENING);
-        if [&broken, &opening].into_iter().any(|file| file.exists()) {
+        if directory.join(BROKEN).exists() {
             tracing::warn!("the index was found damaged and is made anew");
             remove(&path)?;
-            remove_file(&broken)?;
-            remove_file(&opening)?;
+            fs::remove_file(directory.join(BROKEN))?;
         }
-        // Where it cannot be written, nothing else can.
-        let _ = fs::write(&opening, []);
-        let opened = Self::open_or_create(directory, log_id, openings);
-        let _ = fs::remove_file(&opening);
-        match opened {
+        match Self::open_or_create(directory, log_id, openings) {
             Ok(Some(index)) => return Ok(index),
             Ok(None) => tracing::warn!(
                 "the index is of another log, or of another history of it, and is made anew"
@@ -460,16 +449,7 @@ fn ingest_sorted<V: Into<fjall::Slice>>(
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    gone(fs::remove_dir_all(path))
-}
-
-fn remove_file(path: &Path) -> io::Result<()> {
-    gone(fs::remove_file(path))
-}
-
-/// Whether what was to be removed is gone.
-fn gone(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
+    match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
