@@ -38,6 +38,7 @@ mod refused;
 mod reload;
 mod renormalize;
 mod retention;
+mod room;
 mod search;
 mod simulated_disk;
 mod soak;

@@ -360,12 +360,23 @@ impl FrameReader {
         }
     }
 
-    /// Looks, byte by byte from here on, for a record which says that the record `number` was durable.
-    pub(super) fn finds_proof_of(&mut self, number: u64) -> Result<bool, FrameError> {
+    /// Whether nothing but zeros is there from here on.
+    pub(super) fn finds_only_zeros(&self) -> Result<bool, FrameError> {
+        Ok(self.rest()?.iter().all(|byte| *byte == 0))
+    }
+
+    /// Everything from here on.
+    fn rest(&self) -> Result<Vec<u8>, FrameError> {
         let length = usize::try_from(self.end - self.offset).map_err(io::Error::other)?;
         let mut rest = vec![0; length];
         let read = self.file.read_at(&mut rest, self.offset)?;
         rest.truncate(read);
+        Ok(rest)
+    }
+
+    /// Looks, byte by byte from here on, for a record which says that the record `number` was durable.
+    pub(super) fn finds_proof_of(&self, number: u64) -> Result<bool, FrameError> {
+        let rest = self.rest()?;
         for at in 0..rest.len().saturating_sub(HEADER_BYTES) {
             let Some(bytes) = rest[at..].first_chunk::<HEADER_BYTES>() else {
                 break;

@@ -287,6 +287,11 @@ impl Quarantine {
         self.segments.end()
     }
 
+    /// Cuts off what is behind the last record, and makes everything before it durable.
+    pub(super) fn cut(&mut self) -> Result<(), WriteError> {
+        self.segments.cut()
+    }
+
     /// Makes everything durable that was not synced.
     pub(super) fn sync(&mut self) -> Result<(), WriteError> {
         self.segments.sync()

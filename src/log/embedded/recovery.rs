@@ -4,6 +4,9 @@
 //! records that were acknowledged, which is an error. Each record says up to which number all were durable when it was
 //! written, so damage is told by any record of a later batch, or by who else knows what was acknowledged: the index, and the
 //! note that is left on closing. Everywhere else there is nothing but damage.
+//!
+//! A process that was killed leaves room behind the last record: zeros, which are no record and prove nothing. It is cut off
+//! like a write that was never finished.
 
 use std::{collections::VecDeque, path::Path};
 
@@ -207,7 +210,15 @@ fn scan(
     if was_acknowledged {
         return Err(OpenError::Damaged(format!("number {number}: {failed}")));
     }
-    cut(directory, &segment, path, size)?;
+    if !reader.finds_only_zeros()? {
+        tracing::warn!(
+            log.file = %path.display(),
+            log.position = segment.end,
+            bytes = size.saturating_sub(segment.size),
+            "a write that was never acknowledged is cut off"
+        );
+    }
+    cut(directory, &segment, path)?;
     Ok(segment)
 }
 
@@ -240,14 +251,8 @@ fn scan_records(
     Ok(failed)
 }
 
-/// Cuts off what was never finished.
-fn cut(directory: &Directory, segment: &Segment, path: &Path, size: u64) -> Result<(), OpenError> {
-    tracing::warn!(
-        log.file = %path.display(),
-        log.position = segment.end,
-        bytes = size.saturating_sub(segment.size),
-        "a write that was never acknowledged is cut off"
-    );
+/// Cuts off what was never finished, or was room for more.
+fn cut(directory: &Directory, segment: &Segment, path: &Path) -> Result<(), OpenError> {
     let file = directory.disk.open(path)?;
     if segment.is_empty() {
         // The file may have been in the making.

@@ -28,6 +28,13 @@ use crate::log::{
     disk::{Disk, DiskFile},
 };
 
+/// How much room for records is made at once.
+const ROOM_BYTES: u64 = 256 << 10;
+
+/// The largest batch, in bytes, behind which room is made. Writing everything twice would cost larger ones more than they would
+/// gain.
+const MAX_ROOM_BATCH: u64 = ROOM_BYTES / 4;
+
 /// What was promised of the records in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Promise {
@@ -203,6 +210,7 @@ impl Segments {
         }
         self.active.unsynced = true;
         if let Promise::Durable(_) = self.promise {
+            self.make_room(size, frames.bytes.len() as u64);
             let began = Instant::now();
             self.sync()?;
             let Measures {
@@ -223,17 +231,39 @@ impl Segments {
         Ok(())
     }
 
+    /// Writes zeros behind a batch that has used up the room. What is written over them later is synced sooner: neither the
+    /// length of the file changes by it, nor where its bytes lie.
+    fn make_room(&self, offset: u64, batch_bytes: u64) {
+        let end = offset + batch_bytes;
+        let room_to = (end + ROOM_BYTES).min(self.segment_bytes);
+        let has_room = end <= self.view.active().room_to;
+        if has_room || end >= room_to || batch_bytes > MAX_ROOM_BATCH {
+            return;
+        }
+        self.view.set_room(room_to);
+        let zeros = vec![0; (room_to - end) as usize];
+        // Without room the next syncs take longer, and that is all.
+        let _ = self.active.file.write_at(&zeros, end);
+    }
+
     /// Cuts off what a failed write has left.
     fn tidy(&mut self) -> Result<(), WriteError> {
-        if !self.active.untidy {
-            return Ok(());
+        match self.active.untidy {
+            true => self.cut(),
+            false => Ok(()),
         }
+    }
+
+    /// Cuts off what is behind the last record, and makes everything before it durable.
+    pub(super) fn cut(&mut self) -> Result<(), WriteError> {
         let file = self.active.file.as_ref();
         let size = self.view.active().size;
         file.set_size(size).map_err(WriteError::Write)?;
         // Were the cut to reach the disk after new records, old ones could be found behind them.
         file.sync().map_err(WriteError::Sync)?;
         self.active.untidy = false;
+        self.active.unsynced = false;
+        self.view.set_room(0);
         Ok(())
     }
 
@@ -249,14 +279,16 @@ impl Segments {
     /// Finishes the active segment and begins a new one.
     pub(super) fn roll(&mut self) -> Result<(), WriteError> {
         self.must_roll = true;
-        self.tidy()?;
+        match self.promise {
+            // Only the last segment may end in what was never finished, or in room.
+            Promise::Durable(_) => self.cut()?,
+            Promise::Nothing => self.tidy()?,
+        }
         let Some(active) = self.view.segments().back().cloned() else {
             return Ok(());
         };
         let directory = &self.view.directory;
         if let Promise::Durable(_) = self.promise {
-            // Only the last segment may end in what was never finished.
-            self.active.file.sync().map_err(WriteError::Sync)?;
             directory.write_index(&active).map_err(WriteError::Write)?;
         }
         let (segment, file) = directory.create(active.end + 1, self.promise)?;

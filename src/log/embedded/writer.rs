@@ -171,8 +171,11 @@ impl Writer {
         let Shared {
             disk, directory, ..
         } = self.shared.as_ref();
-        let synced = self.unverified.sync();
-        if synced.is_err() || meta::write(disk.as_ref(), directory, &self.meta).is_err() {
+        let cut = self.events.cut();
+        let cut = cut
+            .and_then(|()| self.genuine.cut())
+            .and_then(|()| self.unverified.cut());
+        if cut.is_err() || meta::write(disk.as_ref(), directory, &self.meta).is_err() {
             tracing::warn!("the log was not closed; it is checked at the next start");
         }
     }

@@ -1,0 +1,144 @@
+//! Room in the newest file: zeros behind the last record, for the next ones. It is there as long as it is worth it, and
+//! nobody takes it for anything else.
+
+use std::{path::PathBuf, sync::Arc};
+
+use fastrand::Rng;
+use tempfile::TempDir;
+use uuid::Uuid;
+use verdict::{
+    config::LogConfig,
+    log::{
+        Appended, EventLog, NewEvent, Position,
+        embedded::{EmbeddedLog, OpenError},
+    },
+};
+
+use crate::{
+    log::{ALL, new_event},
+    simulated_disk::{ENOSPC, Fault, SimulatedDisk},
+    support::log_config,
+};
+
+const SEGMENT_BYTES: u64 = 300_000;
+
+fn open(disk: &SimulatedDisk, directory: &TempDir) -> Result<EmbeddedLog, OpenError> {
+    let config = LogConfig {
+        segment_bytes: SEGMENT_BYTES,
+        ..log_config(directory.path())
+    };
+    EmbeddedLog::open_on(Arc::new(disk.clone()), &config, Uuid::from_u128(7))
+}
+
+fn first_file(directory: &TempDir) -> PathBuf {
+    directory.path().join("events/00000000000000000001.log")
+}
+
+fn event(number: u128, delivery_bytes: usize) -> NewEvent {
+    NewEvent {
+        delivery: vec![7; delivery_bytes].into(),
+        ..new_event(number, None, None)
+    }
+}
+
+async fn append(log: &EmbeddedLog, number: u128, delivery_bytes: usize) {
+    let appended = log.append(event(number, delivery_bytes)).await;
+    let position = Position(number as u64);
+    assert_eq!(appended.expect("the disk is well"), Appended::New(position));
+}
+
+#[tokio::test]
+async fn small_batches_do_not_change_the_length_of_the_file() {
+    let directory = TempDir::new().unwrap();
+    let disk = SimulatedDisk::new(1);
+    let size = || disk.contents(first_file(&directory)).len() as u64;
+    let log = open(&disk, &directory).unwrap();
+    append(&log, 1, 1000).await;
+    let with_room = size();
+    for number in 2..=100 {
+        append(&log, number, 1000).await;
+        assert_eq!(size(), with_room);
+    }
+    // A large one that does not fit in makes no room, the next small one does, and there is never more of it than the
+    // segment is to hold.
+    append(&log, 101, 150_000).await;
+    let without = size();
+    assert!(without < with_room + 10_000, "{without}");
+    append(&log, 102, 1000).await;
+    assert_eq!(size(), SEGMENT_BYTES);
+
+    let events = log.read(Position(0), ALL).await.unwrap();
+    drop(log);
+    assert!((without..without + 2000).contains(&size()), "{}", size());
+    let log = open(&disk, &directory).unwrap();
+    assert_eq!(log.read(Position(0), ALL).await.unwrap(), events);
+}
+
+#[tokio::test]
+async fn room_is_no_damage() {
+    for power_cut in [false, true] {
+        let directory = TempDir::new().unwrap();
+        let disk = SimulatedDisk::new(1);
+        let mut log = open(&disk, &directory).unwrap();
+        for end in 1..=20 {
+            append(&log, end, 50).await;
+            let content = disk.contents(first_file(&directory));
+            assert!(content.ends_with(&[0; 1000]));
+            let events = log.read(Position(0), ALL).await.unwrap();
+            let after = match power_cut {
+                true => disk.cut(&mut Rng::with_seed(1)),
+                false => disk.kill(),
+            };
+            drop(log);
+            log = open(&after, &directory).unwrap();
+            assert_eq!(log.read(Position(0), ALL).await.unwrap(), events);
+            drop(log);
+            log = open(&disk, &directory).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn room_hides_no_damage() {
+    let directory = TempDir::new().unwrap();
+    let disk = SimulatedDisk::new(1);
+    let log = open(&disk, &directory).unwrap();
+    let mut ends = Vec::new();
+    for number in 1..=20 {
+        append(&log, number, 50).await;
+        let content = disk.contents(first_file(&directory));
+        ends.push(content.iter().rposition(|byte| *byte != 0).unwrap() as u64);
+    }
+    let killed = disk.kill();
+    drop(log);
+    for offset in (ends[0]..ends[18]).step_by(61) {
+        // Which knows what was acknowledged.
+        std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+        let damaged = killed.kill();
+        damaged.flip_bit(first_file(&directory), offset, 0);
+        let opened = open(&damaged, &directory);
+        assert!(matches!(opened, Err(OpenError::Damaged(_))), "{offset}");
+    }
+}
+
+#[tokio::test]
+async fn events_are_written_where_there_is_no_room() {
+    let mut refused = 0;
+    for write in 0..5 {
+        let directory = TempDir::new().unwrap();
+        let disk = SimulatedDisk::new(1);
+        let log = open(&disk, &directory).unwrap();
+        disk.fail_writes(Some(Fault::once(ENOSPC).after(write)));
+        refused += u32::from(log.append(event(1, 50)).await.is_err());
+        disk.fail_writes(None);
+        if write == 4 {
+            assert!(disk.contents(first_file(&directory)).len() < 1000);
+            append(&log, 2, 50).await;
+            drop(log);
+            let log = open(&disk, &directory).unwrap();
+            assert_eq!(log.tail().end(), Position(2));
+        }
+    }
+    // Three of them make keys, the fourth is the event, and the fifth the room.
+    assert_eq!(refused, 4);
+}
