@@ -1,6 +1,10 @@
 //! Webhooks in: unary, over streams, and one at a time to a subscriber.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    io::{Seek, Write},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
@@ -129,13 +133,14 @@ pub(crate) async fn latency(goals: &mut Goals) {
         answered.saturating_record(one);
         delivered.saturating_record(other);
     }
-    let sync = syncs();
+    let (sync, in_place) = (syncs(), syncs_in_place());
     println!("## One at a time\n\n| what | p50 / p99 / p99.9 |\n|---|---|");
     println!("| echo | {} |", percentiles(&echo));
     println!(
         "| one append and fdatasync of 2 kB | {} |",
         percentiles(&sync)
     );
+    println!("| the same, over zeros | {} |", percentiles(&in_place));
     println!("| Ingest to its answer | {} |", percentiles(&answered));
     println!(
         "| Ingest to the subscriber | {} |\n",
@@ -155,14 +160,34 @@ fn elapsed(begun: Instant) -> u64 {
     (elapsed.as_micros() as u64).max(1)
 }
 
+/// What is synced, and how many times.
+const SYNCED: [u8; 2000] = [7; 2000];
+const SYNCS: usize = 1000;
+
 /// What a sync costs here.
 fn syncs() -> Histogram<u64> {
-    use std::io::Write;
-    let mut file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
+    time_syncs(&mut scratch_file())
+}
+
+/// What it costs when the file has its length already, and its bytes their place.
+fn syncs_in_place() -> Histogram<u64> {
+    let mut file = scratch_file();
+    file.write_all(&vec![0; SYNCED.len() * SYNCS])
+        .expect("room");
+    file.sync_data().expect("a disk");
+    file.rewind().expect("a file");
+    time_syncs(&mut file)
+}
+
+fn scratch_file() -> File {
+    tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file")
+}
+
+fn time_syncs(file: &mut File) -> Histogram<u64> {
     let mut latency = histogram();
-    for _ in 0..1000 {
+    for _ in 0..SYNCS {
         let begun = Instant::now();
-        file.write_all(&[7; 2000]).expect("room");
+        file.write_all(&SYNCED).expect("room");
         file.sync_data().expect("a disk");
         latency.saturating_record(elapsed(begun));
     }

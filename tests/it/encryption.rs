@@ -382,7 +382,7 @@ impl Crashing {
         crashing.append(&log, 50).await;
         crashing.erase(&log).await;
         if seed.is_multiple_of(2) {
-            while !crashing.is_full() {
+            while !crashing.is_full(&log) {
                 crashing.append(&log, 1).await;
             }
             drop(log);
@@ -405,9 +405,15 @@ impl Crashing {
         disk.paths().into_iter().rfind(of_events)
     }
 
-    fn is_full(&self) -> bool {
-        let newest = Self::newest(&self.disk, "log").unwrap();
-        self.disk.contents(newest).len() as u64 >= self.config.segment_bytes
+    /// Whether the next event goes into a new segment.
+    fn is_full(&self, log: &EmbeddedLog) -> bool {
+        let newest = Self::newest(&self.disk, "log");
+        let sizes = self.disk.paths().into_iter().filter_map(|path| {
+            let of_events = path.parent()?.ends_with("events");
+            let finished = path.extension()? == "log" && Some(&path) != newest.as_ref();
+            (of_events && finished).then(|| self.disk.contents(path).len() as u64)
+        });
+        log.stats().size_bytes - sizes.sum::<u64>() >= self.config.segment_bytes
     }
 
     /// Kills the process when it has made the key file of a new segment, and nothing else.

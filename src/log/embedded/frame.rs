@@ -360,39 +360,30 @@ impl FrameReader {
         }
     }
 
-    /// Whether nothing but zeros is there from here on.
-    pub(super) fn finds_only_zeros(&self) -> Result<bool, FrameError> {
-        Ok(self.rest()?.iter().all(|byte| *byte == 0))
-    }
-
-    /// Everything from here on.
-    fn rest(&self) -> Result<Vec<u8>, FrameError> {
+    /// Everything from here on, records or not.
+    pub(super) fn rest(&self) -> Result<Vec<u8>, FrameError> {
         let length = usize::try_from(self.end - self.offset).map_err(io::Error::other)?;
         let mut rest = vec![0; length];
         let read = self.file.read_at(&mut rest, self.offset)?;
         rest.truncate(read);
         Ok(rest)
     }
+}
 
-    /// Looks, byte by byte from here on, for a record which says that the record `number` was durable.
-    pub(super) fn finds_proof_of(&self, number: u64) -> Result<bool, FrameError> {
-        let rest = self.rest()?;
-        for at in 0..rest.len().saturating_sub(HEADER_BYTES) {
-            let Some(bytes) = rest[at..].first_chunk::<HEADER_BYTES>() else {
-                break;
-            };
-            let header = Header { bytes };
-            let (claimed, synced) = (header.u64_at(16), header.u64_at(24));
-            // A check of the numbers spares most checksums.
-            if claimed > number
-                && synced >= number
-                && synced < claimed
-                && let Ok(ends) = Ends::find(&rest[at..], Parts::All)
-                && parse(&rest[at..], ends, Parts::All).is_ok()
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
+/// Looks, byte by byte, for a record which says that the record `number` was durable.
+pub(super) fn proves(bytes: &[u8], number: u64) -> bool {
+    (0..bytes.len().saturating_sub(HEADER_BYTES)).any(|at| {
+        let record = &bytes[at..];
+        let Some(header) = record.first_chunk::<HEADER_BYTES>() else {
+            return false;
+        };
+        let header = Header { bytes: header };
+        let (claimed, synced) = (header.u64_at(16), header.u64_at(24));
+        // A check of the numbers spares most checksums.
+        claimed > number
+            && synced >= number
+            && synced < claimed
+            && Ends::find(record, Parts::All)
+                .is_ok_and(|ends| parse(record, ends, Parts::All).is_ok())
+    })
 }

@@ -5,8 +5,8 @@
 //! written, so damage is told by any record of a later batch, or by who else knows what was acknowledged: the index, and the
 //! note that is left on closing. Everywhere else there is nothing but damage.
 //!
-//! A process that was killed leaves room behind the last record: zeros, which are no record and prove nothing. It is cut off
-//! like a write that was never finished.
+//! A log that was not closed has room behind the last record: zeros, which are no record and prove nothing. It is cut off like
+//! a write that was never finished.
 
 use std::{collections::VecDeque, path::Path};
 
@@ -14,7 +14,7 @@ use prost::Message;
 
 use super::{
     OpenError,
-    frame::{FrameError, FrameReader, Parts},
+    frame::{FrameError, FrameReader, Parts, proves},
     record::SealedRecord,
     segment::{Directory, HEADS, LOG, Segment, TEMPORARY, name, parse_name},
     segments::Promise,
@@ -202,19 +202,20 @@ fn scan(
         return Err(error.into());
     }
     let number = segment.end + 1;
+    let rest = reader.rest()?;
     let was_acknowledged = match last {
         None => true,
-        Some(Promise::Durable(known)) => number <= known || reader.finds_proof_of(number)?,
+        Some(Promise::Durable(known)) => number <= known || proves(&rest, number),
         Some(Promise::Nothing) => false,
     };
     if was_acknowledged {
         return Err(OpenError::Damaged(format!("number {number}: {failed}")));
     }
-    if !reader.finds_only_zeros()? {
+    if let Some(last) = rest.iter().rposition(|byte| *byte != 0) {
         tracing::warn!(
             log.file = %path.display(),
             log.position = segment.end,
-            bytes = size.saturating_sub(segment.size),
+            bytes = last + 1,
             "a write that was never acknowledged is cut off"
         );
     }

@@ -31,11 +31,9 @@ pub(super) struct Segment {
     pub(super) base: u64,
     /// The number of its last record; one less than `base` when it has none.
     pub(super) end: u64,
-    /// Where its records end.
+    /// Where its records end. Behind those of the newest segment there may be more in the file.
     pub(super) size: u64,
-    /// Where its file ends, if that is behind its records: there are zeros then, room for more.
-    pub(super) room_to: u64,
-    /// How much of that are bodies.
+    /// How many bytes before that are bodies.
     pub(super) body_bytes: u64,
     /// The latest time of receipt in it.
     pub(super) newest: i64,
@@ -72,7 +70,6 @@ impl Segment {
             base,
             end: base - 1,
             size: FIRST_RECORD,
-            room_to: 0,
             body_bytes: 0,
             newest: i64::MIN,
             heads_only,

@@ -28,7 +28,7 @@ use crate::log::{
     disk::{Disk, DiskFile},
 };
 
-/// How much room for records is made at once.
+/// How much room for records is made at once, but not more than a part of what a segment holds.
 const ROOM_BYTES: u64 = 256 << 10;
 
 /// The largest batch, in bytes, behind which room is made. Writing everything twice would cost larger ones more than they would
@@ -78,6 +78,8 @@ struct Active {
     untidy: bool,
     /// Something was written and not synced.
     unsynced: bool,
+    /// Up to where there is room for records: zeros, which the next ones are written over.
+    room_to: u64,
 }
 
 impl Active {
@@ -86,6 +88,7 @@ impl Active {
             file,
             untidy: false,
             unsynced: false,
+            room_to: 0,
         }
     }
 }
@@ -165,7 +168,7 @@ impl Segments {
         self.segment_bytes
     }
 
-    /// Makes room for records, in a new segment if that is due. To be called before anything is sealed for them.
+    /// Begins a new segment if that is due. To be called before anything is sealed for the next records.
     pub(super) fn prepare(&mut self) -> Result<(), WriteError> {
         let active = self.view.active();
         let full = active.size >= self.segment_bytes && !active.is_empty;
@@ -199,7 +202,7 @@ impl Segments {
     }
 
     /// Writes records behind the last one, and shows them to readers. If their durability is promised, they are durable
-    /// then. Room was made for them.
+    /// then. They were [prepared](Self::prepare) for.
     pub(super) fn append(&mut self, frames: &Frames) -> Result<(), WriteError> {
         self.tidy()?;
         let size = self.view.active().size;
@@ -210,7 +213,8 @@ impl Segments {
         }
         self.active.unsynced = true;
         if let Promise::Durable(_) = self.promise {
-            self.make_room(size, frames.bytes.len() as u64);
+            let batch_bytes = frames.bytes.len() as u64;
+            self.make_room(size + batch_bytes, batch_bytes);
             let began = Instant::now();
             self.sync()?;
             let Measures {
@@ -231,19 +235,16 @@ impl Segments {
         Ok(())
     }
 
-    /// Writes zeros behind a batch that has used up the room. What is written over them later is synced sooner: neither the
-    /// length of the file changes by it, nor where its bytes lie.
-    fn make_room(&self, offset: u64, batch_bytes: u64) {
-        let end = offset + batch_bytes;
-        let room_to = (end + ROOM_BYTES).min(self.segment_bytes);
-        let has_room = end <= self.view.active().room_to;
-        if has_room || end >= room_to || batch_bytes > MAX_ROOM_BATCH {
+    /// Writes zeros behind a batch that has used up the room. A sync of what is written over them is cheaper, on file systems
+    /// that write in place: neither the length of the file changes, nor where its bytes lie.
+    fn make_room(&mut self, batch_end: u64, batch_bytes: u64) {
+        if batch_end <= self.active.room_to || batch_bytes > MAX_ROOM_BATCH {
             return;
         }
-        self.view.set_room(room_to);
-        let zeros = vec![0; (room_to - end) as usize];
-        // Without room the next syncs take longer, and that is all.
-        let _ = self.active.file.write_at(&zeros, end);
+        let zeros = vec![0; ROOM_BYTES.min(self.segment_bytes / 4) as usize];
+        self.active.room_to = batch_end + zeros.len() as u64;
+        // What could not be written is no room, and syncs are as they were.
+        let _ = self.active.file.write_at(&zeros, batch_end);
     }
 
     /// Cuts off what a failed write has left.
@@ -263,7 +264,7 @@ impl Segments {
         file.sync().map_err(WriteError::Sync)?;
         self.active.untidy = false;
         self.active.unsynced = false;
-        self.view.set_room(0);
+        self.active.room_to = 0;
         Ok(())
     }
 

@@ -62,7 +62,6 @@ pub(super) struct ActiveSegment {
     /// The number of its first record, or of the one that will be the first.
     pub(super) base: u64,
     pub(super) size: u64,
-    pub(super) room_to: u64,
     pub(super) is_empty: bool,
     pub(super) slots: u32,
 }
@@ -116,16 +115,7 @@ impl View {
 
     /// The bytes that the files take.
     pub(super) fn size_bytes(&self) -> u64 {
-        let segments = self.segments();
-        let bytes = |segment: &Segment| segment.size.max(segment.room_to);
-        segments.iter().map(bytes).sum()
-    }
-
-    /// Takes note of where the newest file ends.
-    pub(super) fn set_room(&self, room_to: u64) {
-        if let Some(active) = self.segments_mut().back_mut() {
-            active.room_to = room_to;
-        }
+        self.segments().iter().map(|segment| segment.size).sum()
     }
 
     /// The number of the last record.
@@ -139,7 +129,6 @@ impl View {
         ActiveSegment {
             base: active.map_or(1, |active| active.base),
             size: active.map_or(0, |active| active.size),
-            room_to: active.map_or(0, |active| active.room_to),
             is_empty: active.is_none_or(Segment::is_empty),
             slots: active.map_or(0, |active| active.slots),
         }
