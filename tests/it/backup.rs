@@ -1,4 +1,4 @@
-//! A copy of the log's directory is a backup, even if it is taken while the log is written.
+//! A copy of the log's directory, of one moment, is a backup. The log need not be closed for it.
 
 use std::{fs, path::Path};
 

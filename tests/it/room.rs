@@ -9,6 +9,7 @@ use verdict::{
     config::LogConfig,
     log::{
         Appended, EventLog, NewEvent, Position,
+        disk::Disk,
         embedded::{EmbeddedLog, OpenError},
     },
 };
@@ -120,6 +121,8 @@ async fn room_is_no_damage() {
     }
 }
 
+/// A record that cannot be read is damaged if later ones can, be it zeros: as in a copy that read the room before they were
+/// written over it, and what is behind them after.
 #[tokio::test]
 async fn room_hides_no_damage() {
     let directory = TempDir::new().unwrap();
@@ -140,6 +143,19 @@ async fn room_hides_no_damage() {
         damaged.flip_bit(first_file(&directory), offset, 0);
         let opened = open(&damaged, &directory);
         assert!(matches!(opened, Err(OpenError::Damaged(_))), "{offset}");
+    }
+    let path = first_file(&directory);
+    for (first, last) in [(0, 1), (4, 9), (9, 18)] {
+        std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+        let damaged = killed.kill();
+        let zeros = vec![0; (ends[last] - ends[first]) as usize];
+        damaged
+            .open(&path)
+            .unwrap()
+            .write_at(&zeros, ends[first] + 1)
+            .unwrap();
+        let opened = open(&damaged, &directory);
+        assert!(matches!(opened, Err(OpenError::Damaged(_))), "{first}");
     }
 }
 
