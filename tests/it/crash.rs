@@ -81,6 +81,8 @@ struct Figures {
     with_an_older_index: u64,
     /// Cuts after which the index had to be made anew.
     without_index: u64,
+    /// Cuts after which the newest file of events ended with what was preallocated.
+    preallocated: u64,
 }
 
 fn config(directory: &TempDir, rng: &mut Rng) -> LogConfig {
@@ -451,6 +453,14 @@ fn change_index(directory: &Path, rng: &mut Rng, figures: &mut Figures) {
     }
 }
 
+fn is_preallocated(disk: &SimulatedDisk, directory: &Path) -> bool {
+    let events = directory.join("events");
+    let mut paths = disk.paths();
+    paths.retain(|path| path.starts_with(&events) && path.extension().is_some_and(|e| e == "log"));
+    let newest = paths.last();
+    newest.is_some_and(|path| disk.contents(path).ends_with(&[0; 32]))
+}
+
 /// One log that lives through several power cuts.
 async fn live_through_cuts(seed: u64, cuts: u64, figures: &mut Figures) {
     let mut rng = Rng::with_seed(seed);
@@ -482,6 +492,7 @@ async fn live_through_cuts(seed: u64, cuts: u64, figures: &mut Figures) {
             0 => disk.kill(),
             _ => disk.cut(&mut rng),
         };
+        figures.preallocated += u64::from(is_preallocated(&disk, directory.path()));
         change_index(directory.path(), &mut rng, figures);
     }
     let log = open(&disk, &config, &mut rng);
@@ -520,10 +531,11 @@ fn nothing_acknowledged_is_lost_in_a_power_cut() {
         erased,
         without_index,
         with_an_older_index,
+        preallocated,
         ..
     } = figures;
     assert!(unacknowledged > 0 && deleted > 0 && erased > 0);
-    assert!(without_index > 0 && with_an_older_index > 0);
+    assert!(without_index > 0 && with_an_older_index > 0 && preallocated > 0);
 }
 
 /// The sync of a directory may fail while a segment begins. The name of its file is in doubt then, whatever syncs follow.

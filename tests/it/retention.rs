@@ -1,6 +1,10 @@
 //! What need not be kept is deleted, and the disk gets its space back.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -48,30 +52,43 @@ async fn eventually(mut is_true: impl FnMut() -> bool) {
         .expect("it becomes true in time");
 }
 
-/// The bytes that the files in a directory take, without the zeros at the end that are room for more. One that is deleted
-/// meanwhile takes none.
+/// The bytes that the files in a directory take, without the zeros at the end of the newest. One that is deleted meanwhile
+/// takes none.
 fn size_bytes(directory: &Path) -> u64 {
-    sizes(directory, |_| true)
+    sizes(directory, &["log", "heads", "index"])
 }
 
 /// The same of those that hold events.
 fn log_files(directory: &Path) -> u64 {
-    sizes(directory, |name| {
-        name.ends_with(".log") || name.ends_with(".heads")
-    })
+    sizes(directory, &["log", "heads"])
 }
 
-fn sizes(directory: &Path, counts: impl Fn(&str) -> bool) -> u64 {
-    let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
-    let files = entries.filter(|entry| counts(entry.file_name().to_str().unwrap()));
-    let size = |file: fs::DirEntry| match fs::read(file.path()) {
+fn sizes(directory: &Path, extensions: &[&str]) -> u64 {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| {
+        extensions
+            .iter()
+            .any(|wanted| path.extension().unwrap() == *wanted)
+    });
+    let newest = paths
+        .iter()
+        .filter(|path| path.extension().unwrap() == "log")
+        .max();
+    let size = |path: &PathBuf| match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         content => {
-            let last = content.unwrap().iter().rposition(|byte| *byte != 0);
-            last.map_or(0, |last| last as u64 + 1)
+            let content = content.unwrap();
+            match Some(path) == newest {
+                true => content
+                    .iter()
+                    .rposition(|byte| *byte != 0)
+                    .map_or(0, |last| last + 1),
+                false => content.len(),
+            }
         }
     };
-    files.map(size).sum()
+    paths.iter().map(size).sum::<usize>() as u64
 }
 
 #[tokio::test]

@@ -360,9 +360,14 @@ impl FrameReader {
         }
     }
 
+    /// How many bytes there are from here on.
+    pub(super) fn rest_bytes(&self) -> u64 {
+        self.end - self.offset
+    }
+
     /// Everything from here on, records or not.
     pub(super) fn rest(&self) -> Result<Vec<u8>, FrameError> {
-        let length = usize::try_from(self.end - self.offset).map_err(io::Error::other)?;
+        let length = usize::try_from(self.rest_bytes()).map_err(io::Error::other)?;
         let mut rest = vec![0; length];
         let read = self.file.read_at(&mut rest, self.offset)?;
         rest.truncate(read);

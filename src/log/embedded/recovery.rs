@@ -5,8 +5,8 @@
 //! written, so damage is told by any record of a later batch, or by who else knows what was acknowledged: the index, and the
 //! note that is left on closing. Everywhere else there is nothing but damage.
 //!
-//! A log that was not closed has room behind the last record: zeros, which are no record and prove nothing. It is cut off like
-//! a write that was never finished.
+//! A log that was not closed may be preallocated behind its last record: zeros, which are no record and prove nothing. They are
+//! cut off like a write that was never finished.
 
 use std::{collections::VecDeque, path::Path};
 
@@ -202,25 +202,47 @@ fn scan(
         return Err(error.into());
     }
     let number = segment.end + 1;
-    let rest = reader.rest()?;
-    let was_acknowledged = match last {
-        None => true,
-        Some(Promise::Durable(known)) => number <= known || proves(&rest, number),
-        Some(Promise::Nothing) => false,
-    };
-    if was_acknowledged {
+    let Some(unfinished) = unfinished(&reader, number, last)? else {
         return Err(OpenError::Damaged(format!("number {number}: {failed}")));
-    }
-    if let Some(last) = rest.iter().rposition(|byte| *byte != 0) {
+    };
+    let (file, position) = (path.display(), segment.end);
+    if unfinished > 0 {
         tracing::warn!(
-            log.file = %path.display(),
-            log.position = segment.end,
-            bytes = last + 1,
+            log.file = %file,
+            log.position = position,
+            bytes = unfinished,
             "a write that was never acknowledged is cut off"
+        );
+    } else {
+        tracing::info!(
+            log.file = %file,
+            log.position = position,
+            "the log was not closed: what was preallocated is cut off"
         );
     }
     cut(directory, &segment, path)?;
     Ok(segment)
+}
+
+/// How many bytes a write that was never finished has left where reading has stopped; 0 when there is only what was
+/// preallocated. `None` when the record with this number, which was to be there, was acknowledged.
+fn unfinished(
+    reader: &FrameReader,
+    number: u64,
+    last: Option<Promise>,
+) -> Result<Option<u64>, OpenError> {
+    match last {
+        Some(Promise::Durable(known)) if number > known => {
+            let rest = reader.rest()?;
+            let length = rest
+                .iter()
+                .rposition(|byte| *byte != 0)
+                .map_or(0, |last| last + 1);
+            Ok((!proves(&rest, number)).then_some(length as u64))
+        }
+        Some(Promise::Durable(_)) | None => Ok(None),
+        Some(Promise::Nothing) => Ok(Some(reader.rest_bytes())),
+    }
 }
 
 /// Takes note of the records; what stopped it before the end of the file.
@@ -252,7 +274,7 @@ fn scan_records(
     Ok(failed)
 }
 
-/// Cuts off what was never finished, or was room for more.
+/// Cuts off what was never finished, or preallocated.
 fn cut(directory: &Directory, segment: &Segment, path: &Path) -> Result<(), OpenError> {
     let file = directory.disk.open(path)?;
     if segment.is_empty() {

@@ -28,12 +28,12 @@ use crate::log::{
     disk::{Disk, DiskFile},
 };
 
-/// How much room for records is made at once, but not more than a part of what a segment holds.
-const ROOM_BYTES: u64 = 256 << 10;
+/// How much is preallocated at once, but not more than a quarter of what a segment holds.
+const PREALLOCATED_BYTES: u64 = 256 << 10;
 
-/// The largest batch, in bytes, behind which room is made. Writing everything twice would cost larger ones more than they would
+/// The largest batch, in bytes, behind which that is done. Writing everything twice would cost larger ones more than they would
 /// gain.
-const MAX_ROOM_BATCH: u64 = ROOM_BYTES / 4;
+const MAX_PREALLOCATING_BATCH: u64 = PREALLOCATED_BYTES / 4;
 
 /// What was promised of the records in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,8 +78,8 @@ struct Active {
     untidy: bool,
     /// Something was written and not synced.
     unsynced: bool,
-    /// Up to where there is room for records: zeros, which the next ones are written over.
-    room_to: u64,
+    /// Up to where zeros were written, or were to be, which the next records are written over.
+    preallocated_to: u64,
 }
 
 impl Active {
@@ -88,7 +88,7 @@ impl Active {
             file,
             untidy: false,
             unsynced: false,
-            room_to: 0,
+            preallocated_to: 0,
         }
     }
 }
@@ -214,7 +214,7 @@ impl Segments {
         self.active.unsynced = true;
         if let Promise::Durable(_) = self.promise {
             let batch_bytes = frames.bytes.len() as u64;
-            self.make_room(size + batch_bytes, batch_bytes);
+            self.preallocate(size + batch_bytes, batch_bytes);
             let began = Instant::now();
             self.sync()?;
             let Measures {
@@ -235,15 +235,15 @@ impl Segments {
         Ok(())
     }
 
-    /// Writes zeros behind a batch that has used up the room. A sync of what is written over them is cheaper, on file systems
+    /// Writes zeros behind a batch that has used up the last ones. A sync of what is written over them is cheaper, on file systems
     /// that write in place: neither the length of the file changes, nor where its bytes lie.
-    fn make_room(&mut self, batch_end: u64, batch_bytes: u64) {
-        if batch_end <= self.active.room_to || batch_bytes > MAX_ROOM_BATCH {
+    fn preallocate(&mut self, batch_end: u64, batch_bytes: u64) {
+        if batch_end <= self.active.preallocated_to || batch_bytes > MAX_PREALLOCATING_BATCH {
             return;
         }
-        let zeros = vec![0; ROOM_BYTES.min(self.segment_bytes / 4) as usize];
-        self.active.room_to = batch_end + zeros.len() as u64;
-        // What could not be written is no room, and syncs are as they were.
+        let zeros = vec![0; PREALLOCATED_BYTES.min(self.segment_bytes / 4) as usize];
+        self.active.preallocated_to = batch_end + zeros.len() as u64;
+        // Where they could not be written, syncs are as they would be without.
         let _ = self.active.file.write_at(&zeros, batch_end);
     }
 
@@ -264,7 +264,7 @@ impl Segments {
         file.sync().map_err(WriteError::Sync)?;
         self.active.untidy = false;
         self.active.unsynced = false;
-        self.active.room_to = 0;
+        self.active.preallocated_to = 0;
         Ok(())
     }
 
@@ -281,7 +281,7 @@ impl Segments {
     pub(super) fn roll(&mut self) -> Result<(), WriteError> {
         self.must_roll = true;
         match self.promise {
-            // Only the last segment may end in what was never finished, or in room.
+            // Only the last segment may end in what was never finished, or is preallocated.
             Promise::Durable(_) => self.cut()?,
             Promise::Nothing => self.tidy()?,
         }

@@ -113,7 +113,7 @@ impl View {
         self.segments().front().map_or(0, |first| first.base - 1)
     }
 
-    /// The bytes that the files take.
+    /// The bytes that the records take, in all files.
     pub(super) fn size_bytes(&self) -> u64 {
         self.segments().iter().map(|segment| segment.size).sum()
     }

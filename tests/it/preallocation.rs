@@ -1,5 +1,5 @@
-//! Room in the newest file: zeros behind the last record, which the next ones are written over. Nobody takes it for anything
-//! else.
+//! The newest file is preallocated: behind its last record are zeros, which the next ones are written over. Nobody takes them
+//! for anything else.
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
@@ -20,7 +20,7 @@ use crate::{
     support::log_config,
 };
 
-/// So that there is room for a quarter of this.
+/// A quarter of it is preallocated at once.
 const SEGMENT_BYTES: u64 = 300_000;
 
 fn open(disk: &SimulatedDisk, directory: &TempDir) -> Result<EmbeddedLog, OpenError> {
@@ -59,12 +59,12 @@ async fn small_batches_do_not_change_the_length_of_the_file() {
         append(&log, number, 1000).await;
         sizes.insert(size());
     }
-    // Of 100 writes, two made room. There is never much of it.
+    // Two of 100 writes preallocated, and never much.
     assert_eq!(sizes.len(), 2, "{sizes:?}");
     let records = log.stats().size_bytes;
     assert!((records..=records + SEGMENT_BYTES / 4).contains(&size()));
 
-    // Nor is there any behind a large batch that does not fit in.
+    // A large batch that does not fit in does not.
     append(&log, 101, 100_000).await;
     assert_eq!(size(), log.stats().size_bytes);
     append(&log, 102, 1000).await;
@@ -79,13 +79,15 @@ async fn small_batches_do_not_change_the_length_of_the_file() {
 }
 
 #[tokio::test]
-async fn a_finished_file_has_no_room() {
+async fn a_finished_file_ends_with_its_records() {
     let directory = TempDir::new().unwrap();
     let disk = SimulatedDisk::new(1);
     let log = open(&disk, &directory).unwrap();
-    let mut number = 0;
+    let size = || disk.contents(first_file(&directory)).len() as u64;
+    let (mut number, mut before) = (0, 0);
     let files = loop {
         number += 1;
+        before = before.max(size());
         append(&log, number, 10_000).await;
         let events = directory.path().join("events");
         let of_events = |path: &PathBuf| path.starts_with(&events);
@@ -95,9 +97,10 @@ async fn a_finished_file_has_no_room() {
             break files;
         }
     };
-    let room = SEGMENT_BYTES / 4;
+    assert!(size() < before, "nothing was cut off");
     let sizes = files.iter().map(|path| disk.contents(path).len() as u64);
-    assert_eq!(sizes.sum::<u64>(), log.stats().size_bytes + room);
+    let preallocated = SEGMENT_BYTES / 4;
+    assert_eq!(sizes.sum::<u64>(), log.stats().size_bytes + preallocated);
     let killed = disk.kill();
     drop(log);
     let log = open(&killed, &directory).unwrap();
@@ -105,7 +108,7 @@ async fn a_finished_file_has_no_room() {
 }
 
 #[tokio::test]
-async fn room_is_no_damage() {
+async fn zeros_at_the_end_are_no_damage() {
     let directory = TempDir::new().unwrap();
     let mut disk = SimulatedDisk::new(1);
     for end in 1..=20 {
@@ -121,10 +124,9 @@ async fn room_is_no_damage() {
     }
 }
 
-/// A record that cannot be read is damaged if later ones can, be it zeros: as in a copy that read the room before they were
-/// written over it, and what is behind them after.
+/// A record that cannot be read is damaged if later ones can, be it zeros: as in a copy of a file that was being written.
 #[tokio::test]
-async fn room_hides_no_damage() {
+async fn zeros_hide_no_damage() {
     let directory = TempDir::new().unwrap();
     let disk = SimulatedDisk::new(1);
     let log = open(&disk, &directory).unwrap();
@@ -160,23 +162,35 @@ async fn room_hides_no_damage() {
 }
 
 #[tokio::test]
-async fn events_are_written_where_there_is_no_room() {
+async fn what_cannot_be_preallocated_is_written_all_the_same() {
     let mut refused = 0;
     for write in 0..5 {
         let directory = TempDir::new().unwrap();
         let disk = SimulatedDisk::new(1);
         let log = open(&disk, &directory).unwrap();
-        disk.fail_writes(Some(Fault::once(ENOSPC).after(write)));
-        refused += u32::from(log.append(event(1, 50)).await.is_err());
+        disk.fail_writes(Some(Fault::once(ENOSPC).after(write).short()));
+        let failed = log.append(event(1, 50)).await.is_err();
+        refused += u32::from(failed);
         disk.fail_writes(None);
-        if write == 4 {
-            assert!(disk.contents(first_file(&directory)).len() < 1000);
+        if !failed {
+            assert!(disk.contents(first_file(&directory)).len() < 75_000);
             append(&log, 2, 50).await;
             drop(log);
             let log = open(&disk, &directory).unwrap();
             assert_eq!(log.tail().end(), Position(2));
         }
     }
-    // Three of them make keys, the fourth is the event, and the fifth the room.
+    // Three of them make keys, the fourth is the event, and the fifth preallocates.
     assert_eq!(refused, 4);
+}
+
+#[tokio::test]
+async fn not_more_than_256_kib_are_preallocated() {
+    let directory = TempDir::new().unwrap();
+    let disk = SimulatedDisk::new(1);
+    let config = log_config(directory.path());
+    let log = EmbeddedLog::open_on(Arc::new(disk.clone()), &config, Uuid::from_u128(7)).unwrap();
+    append(&log, 1, 50).await;
+    let size = disk.contents(first_file(&directory)).len() as u64;
+    assert_eq!(size, log.stats().size_bytes + (256 << 10));
 }
